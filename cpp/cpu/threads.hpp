@@ -1,0 +1,37 @@
+// Parallel loops. Exceptions must not leave an OpenMP region, so bodies do not throw: allocate and check before.
+#pragma once
+
+#include <cstdint>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "quadric/execution.hpp"
+
+namespace quadric {
+
+// The number of threads to start for `tasks` independent pieces of work.
+inline int thread_count(const Execution& exec, std::int64_t tasks) {
+#ifdef _OPENMP
+  const int wanted = exec.n_threads > 0 ? exec.n_threads : omp_get_max_threads();
+#else
+  const int wanted = 1;
+#endif
+  return tasks < wanted ? static_cast<int>(tasks > 1 ? tasks : 1) : wanted;
+}
+
+// body(task, worker) for 0 <= task < tasks, in no particular order; worker < n_threads tells workspaces apart.
+template <class Body>
+void parallel_for(int n_threads, std::int64_t tasks, const Body& body) {
+  if (n_threads <= 1) {
+    for (std::int64_t task = 0; task < tasks; ++task) body(task, 0);
+    return;
+  }
+#ifdef _OPENMP
+#pragma omp parallel for schedule(dynamic, 1) num_threads(n_threads)
+  for (std::int64_t task = 0; task < tasks; ++task) body(task, omp_get_thread_num());
+#endif
+}
+
+}  // namespace quadric
