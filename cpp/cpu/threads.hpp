@@ -21,6 +21,12 @@ inline int thread_count(const Execution& exec, std::int64_t tasks) {
   return tasks < wanted ? static_cast<int>(tasks > 1 ? tasks : 1) : wanted;
 }
 
+// The same for passes over `entries` numbers that do little with each. A thread must be worth waking: OpenMP's threads
+// spin for milliseconds after their work and would take the cores from the BLAS call that follows.
+inline int copy_thread_count(const Execution& exec, std::int64_t entries) {
+  return thread_count(exec, entries / (std::int64_t{1} << 21));
+}
+
 // body(task, worker) for 0 <= task < tasks, in no particular order; worker < n_threads tells workspaces apart.
 template <class Body>
 void parallel_for(int n_threads, std::int64_t tasks, const Body& body) {

@@ -18,7 +18,7 @@ std::int64_t tiles(std::int64_t n) { return (n + kTile - 1) / kTile; }
 // body(rows begin, rows end, columns begin, columns end) for every tile on and below the diagonal.
 template <class Body>
 void for_lower_tiles(const Execution& exec, std::int64_t n, const Body& body) {
-  parallel_for(thread_count(exec, tiles(n)), tiles(n), [&](std::int64_t t, int) {
+  parallel_for(copy_thread_count(exec, n * n), tiles(n), [&](std::int64_t t, int) {
     const std::int64_t row = (tiles(n) - 1 - t) * kTile;  // the long rows first, for balance
     for (std::int64_t column = 0; column <= row; column += kTile)
       body(t, row, std::min(row + kTile, n), column, std::min(column + kTile, n));
@@ -102,7 +102,7 @@ void gather(const Execution& exec, MatrixView<const T> H, const std::int64_t* or
     QUADRIC_REQUIRE(j >= 0 && j < n && !seen[j], "order must be a permutation of 0..n-1");
     seen[j] = true;
   }
-  const int n_threads = thread_count(exec, n);
+  const int n_threads = copy_thread_count(exec, n * n);
   if (A.data == H.data) {
     QUADRIC_REQUIRE(H.col_stride == 1 && H.row_stride == n, "H must have contiguous rows in place");
     permute_in_place(n_threads, source, A);
@@ -133,7 +133,7 @@ Status cholesky(const Execution& exec, MatrixView<T> A, const double* diagonal) 
   int n_ = static_cast<int>(n), info = 0;
   blas_routines<T>().potrf(&uplo, &n_, A.data, &n_, &info);
   if (info != 0) return {Status::Code::not_positive_definite, n - info};
-  parallel_for(thread_count(exec, n), n,
+  parallel_for(copy_thread_count(exec, n * n), n,
                [&](std::int64_t i, int) { std::fill_n(A.data + i * n, i, T(0)); });
   return {};
 }

@@ -35,7 +35,7 @@ void gram(const Execution& exec, MatrixView<const T> X, const T* weights, Matrix
       add(&X(begin, 0), tokens, X.row_stride);
       continue;
     }
-    parallel_for(thread_count(exec, tokens), tokens, [&](std::int64_t t, int) {
+    parallel_for(copy_thread_count(exec, tokens * n), tokens, [&](std::int64_t t, int) {
       const T root = weights == nullptr ? T(1) : std::sqrt(weights[begin + t]);
       for (std::int64_t j = 0; j < n; ++j) copy[t * n + j] = root * X(begin + t, j);
     });

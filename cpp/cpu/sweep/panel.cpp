@@ -19,6 +19,8 @@ struct Simd<float> {
   static constexpr int kFraction = 23;             // bits of the significand after the point
   static constexpr Int kSqrtHalf = 0x3f3504f3;     // bits of sqrt(1/2)
   static constexpr float kMinExponent = -126.0f;
+  static constexpr float kTiny = 1.17549435e-38f;
+  static constexpr float kMax = 3.4028235e38f;
 };
 template <>
 struct Simd<double> {
@@ -29,6 +31,8 @@ struct Simd<double> {
   static constexpr int kFraction = 52;
   static constexpr Int kSqrtHalf = 0x3fe6a09e667f3bcd;
   static constexpr double kMinExponent = -1022.0;
+  static constexpr double kTiny = 2.2250738585072014e-308;
+  static constexpr double kMax = 1.7976931348623157e308;
 };
 
 template <class T>
@@ -56,7 +60,7 @@ inline const V<T>& vec(const T* p) {
 }
 template <class T>
 inline V<T> splat(T x) {
-  return V<T>{} + x;
+  return x - V<T>{};  // + would turn -0 into 0 and so cost an instruction
 }
 template <class T>
 inline V<T> lower(V<T> a, V<T> b) {
@@ -115,10 +119,21 @@ inline V<T> power(V<T> x, T p) {
   V<T> y = (__builtin_convertvector(exponent, V<T>) + log2_m) * p;
   y = higher<T>(y, splat<T>(S::kMinExponent));
   const V<T> whole = nearest<T>(y);
-  const V<T> f = (y - whole) * T(0.69314718055994530942);
-  constexpr int terms = sizeof(T) == 4 ? 7 : 14;  // exp(f), |f| < 0.3466
-  V<T> e = splat<T>(T(1));
-  for (int k = terms; k >= 1; --k) e = e * f * (T(1) / T(k)) + T(1);
+  V<T> e;
+  if constexpr (sizeof(T) == 4) {  // minimax polynomial of 2^f, |f| <= 1/2
+    const V<T> f = y - whole;
+    e = splat<T>(0.00015469732f);
+    e = e * f + 0.0013400433f;
+    e = e * f + 0.009618025f;
+    e = e * f + 0.055503272f;
+    e = e * f + 0.2402265f;
+    e = e * f + 0.6931472f;
+    e = e * f + 1.0f;
+  } else {  // exp(f), |f| < 0.3466
+    const V<T> f = (y - whole) * T(0.69314718055994530942);
+    e = splat<T>(T(1));
+    for (int k = 14; k >= 1; --k) e = e * f * (T(1) / T(k)) + T(1);
+  }
   return from_bits<T>(bits<T>(e) + (__builtin_convertvector(whole, I<T>) << S::kFraction));
 }
 
@@ -140,7 +155,7 @@ inline void multiply_tile(std::int64_t depth, const T* d, const T* r, std::int64
       for (int v = 0; v < MV; ++v) dv[v] = vec(dk + v * kLanes<T>);
 #pragma GCC unroll 8
       for (int j = 0; j < NC; ++j) {
-        const V<T> rkj = splat<T>(rk[j * r_col]);
+        const T rkj = rk[j * r_col];
         for (int v = 0; v < MV; ++v) sum[j][v] += dv[v] * rkj;
       }
       dk += kRows<T>;
@@ -220,25 +235,32 @@ inline void shrink_to_grid(const Job<T>& job, V<T> low, V<T> high, int step, V<T
   }
 }
 
-// sum_j |Q(w_j) - w_j|^norm. The reciprocal may move a tie, where both sides have the same error.
-template <class T>
-inline void add_error(const Job<T>& job, const T* w, std::int64_t from, std::int64_t to, V<T> scale,
-                      V<T> zero, V<T>& sum) {
+// Calls use(|Q(w_j) - w_j|) for columns [from, to). The reciprocal may move a tie, where both sides have the same error.
+template <class T, class Use>
+inline void for_errors(const Job<T>& job, const T* w, std::int64_t from, std::int64_t to, V<T> scale,
+                       V<T> zero, const Use& use) {
+  constexpr typename Simd<T>::Int kSign = typename Simd<T>::Int(1) << (sizeof(T) * 8 - 1);
   const V<T> inverse = T(1) / scale;
   const V<T> low = -zero;
   const V<T> high = T(job.max_code) - zero;
-  const T norm = T(job.norm);
   for (std::int64_t j = from; j < to; ++j) {
     const V<T> x = vec(w + j * kRows<T>);
-    const V<T> q = nearest<T>(lower<T>(higher<T>(x * inverse, low), high)) * scale;
-    const V<T> d = q - x;
-    if (norm == T(2)) {
-      sum += d * d;
-    } else {
-      sum += power<T>(from_bits<T>(bits<T>(d) & ~(typename Simd<T>::Int(1) << (sizeof(T) * 8 - 1))),
-                      norm);
-    }
+    const V<T> d = nearest<T>(lower<T>(higher<T>(x * inverse, low), high)) * scale - x;
+    use(from_bits<T>(bits<T>(d) & ~kSign));
   }
+}
+
+// sum_j |Q(w_j) - w_j|^norm
+template <class T>
+inline void add_error(const Job<T>& job, const T* w, std::int64_t from, std::int64_t to, V<T> scale,
+                      V<T> zero, V<T>& sum) {
+  V<T> s = sum;
+  if (job.norm == 2) {
+    for_errors<T>(job, w, from, to, scale, zero, [&](V<T> d) { s += d * d; });
+  } else {
+    for_errors<T>(job, w, from, to, scale, zero, [&](V<T> d) { s += power<T>(d, T(job.norm)); });
+  }
+  sum = s;
 }
 
 template <class T>
@@ -249,10 +271,56 @@ inline bool any_less(V<T> a, V<T> b) {
   return found != 0;
 }
 
+// The MSE search of one vector of rows: sets scale and zero to the candidate with the least error.
+// Powers are dear, so a candidate is given up as soon as it cannot win in any row: when its partial sum is too large,
+// or, for p = norm > 2, when a lower bound from cheaper sums S1 = sum |d| and S2 = sum d^2 is:
+// sum |d|^p >= n (S2 / n)^(p/2), looked at on the way, and >= S2^(p-1) / S1^(p-2), tighter, at the end (both Hoelder).
+template <class T>
+void search_range(const Job<T>& job, const T* w, std::int64_t columns, V<T> low, V<T> high, V<T>& scale,
+                  V<T>& zero) {
+  constexpr std::int64_t kCheck = 16;  // columns between looks at whether a candidate can still win
+  constexpr int kCoarse = 8;           // every eighth candidate goes first, to have a good bound early
+  const T p = T(job.norm);
+  const bool bounded = p > T(2);
+  const V<T> huge = splat<T>(Simd<T>::kMax);
+  V<T> best = huge;
+  V<T> limit = huge;  // candidates with this S2 or more cannot win
+  const auto try_step = [&](int step) {
+    V<T> s, z;
+    shrink_to_grid<T>(job, low, high, step, s, z);
+    V<T> sum{};
+    if (bounded) {
+      V<T> s1{}, s2{};
+      for (std::int64_t j = 0; j < columns; j += kCheck) {
+        for_errors<T>(job, w, j, smaller(j + kCheck, columns), s, z, [&](V<T> d) {
+          s1 += d;
+          s2 += d * d;
+        });
+        if (!any_less<T>(s2, limit)) return;
+      }
+      const V<T> ratio = s2 / higher<T>(s1, splat<T>(Simd<T>::kTiny));
+      const V<T> bound = power<T>(ratio, p - T(2)) * s2 * T(0.9999);  // room for rounding
+      sum = bound < best ? sum : huge;
+    }
+    for (std::int64_t j = 0; j < columns; j += kCheck) {
+      if (!any_less<T>(sum, best)) return;
+      add_error<T>(job, w, j, smaller(j + kCheck, columns), s, z, sum);
+    }
+    const auto wins = sum < best;
+    best = wins ? sum : best;
+    scale = wins ? s : scale;
+    zero = wins ? z : zero;
+    limit = power<T>(best / T(columns), T(2) / p) * T(columns) * T(1.0001);
+    limit = best > V<T>{} ? limit : V<T>{};
+  };
+  for (int step = 0; step < job.steps; step += kCoarse) try_step(step);
+  for (int step = 0; step < job.steps; ++step)
+    if (step % kCoarse != 0) try_step(step);
+}
+
 // The grid of each row from `columns` columns of weights: minmax, or the shrunk range with the least error.
 template <class T>
 void find_grid(const Job<T>& job, const T* w, std::int64_t columns, T* scale, T* zero) {
-  constexpr std::int64_t kCheck = 16;  // columns between looks at whether a candidate can still win
   for (int row = 0; row < kRows<T>; row += kLanes<T>) {
     const T* wr = w + row;
     V<T> low{}, high{};
@@ -261,24 +329,11 @@ void find_grid(const Job<T>& job, const T* w, std::int64_t columns, T* scale, T*
       high = higher<T>(high, vec(wr + j * kRows<T>));
     }
     widen_range<T>(job, low, high);
-    V<T> best_scale, best_zero;
-    shrink_to_grid<T>(job, low, high, 0, best_scale, best_zero);
-    if (job.mse) {
-      V<T> best{};
-      add_error<T>(job, wr, 0, columns, best_scale, best_zero, best);
-      for (int step = 1; step < job.steps; ++step) {
-        V<T> s, z, sum{};
-        shrink_to_grid<T>(job, low, high, step, s, z);
-        for (std::int64_t j = 0; j < columns && any_less<T>(sum, best); j += kCheck)
-          add_error<T>(job, wr, j, smaller(j + kCheck, columns), s, z, sum);
-        const auto wins = sum < best;  // sums only grow, so one cut short cannot look like a winner
-        best = wins ? sum : best;
-        best_scale = wins ? s : best_scale;
-        best_zero = wins ? z : best_zero;
-      }
-    }
-    vec(scale + row) = best_scale;
-    vec(zero + row) = best_zero;
+    V<T> s, z;
+    shrink_to_grid<T>(job, low, high, 0, s, z);
+    if (job.mse) search_range<T>(job, wr, columns, low, high, s, z);
+    vec(scale + row) = s;
+    vec(zero + row) = z;
   }
 }
 
@@ -344,6 +399,7 @@ void begin_block(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::int64_
   }
   load_weights(job, panel, begin, end, p.weight);
   for (std::int64_t i = 0; i < (end - begin) * kRows<T>; ++i) p.base[i] = T(0);
+  for (std::int64_t i = 0; i < (end - begin) * kRows<T>; ++i) p.kept[i] = T(1);
   if (job.r) multiply(job, p.error, 0, begin, begin, end, p.base);
 }
 

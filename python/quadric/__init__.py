@@ -1,0 +1,51 @@
+"""Second-order linear-algebra kernels: invert, update, sparsify or sketch a Hessian.
+
+============  ==========================================================================
+`sweep`       quantize and prune weights while the later columns absorb the error
+============  ==========================================================================
+
+Each family is a submodule that is imported at first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from quadric.config import get_cmake_dir, show_config
+from quadric.errors import ConvergenceWarning, LinAlgError
+
+if TYPE_CHECKING:
+    from quadric import sweep
+
+    __version__: str
+
+__all__ = [
+    "ConvergenceWarning",
+    "LinAlgError",
+    "__version__",
+    "get_cmake_dir",
+    "show_config",
+    "sweep",
+]
+
+_FAMILIES = ("sweep",)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FAMILIES:
+        return import_module(f"quadric.{name}")
+    if name == "__version__":
+        return _version()
+    raise AttributeError(f"module 'quadric' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("quadric")
+    except PackageNotFoundError:  # run from the source tree without an install
+        return "0+unknown"

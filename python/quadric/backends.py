@@ -1,0 +1,151 @@
+"""Which backend serves which kernel, in one table.
+
+``native`` is compiled C++, ``numba`` needs no compiler. Every public function takes ``backend=``;
+the environment variable ``QUADRIC_BACKEND`` sets it for the whole process. Left alone, the first
+backend of :data:`ORDER` that has the kernel and can be imported is used.
+"""
+
+import functools
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+ORDER = ("native", "numba")
+"""The backends on CPU arrays, the preferred one first. ``cuda`` joins where arrays are on a GPU."""
+
+_MODULES = {"native": "quadric._core.{family}", "numba": "quadric.{family}.numba"}
+
+_FLOATS = ("float32", "float64")
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One row of the table.
+
+    Attributes
+    ----------
+    backends : tuple of str
+        Backends that have the kernel.
+    dtypes : tuple of str
+        Floating-point types it computes in; all float arrays of a call share one.
+    layout : str
+        Memory layout that it accepts without a copy.
+    work : str
+        What it does, and what bounds its speed.
+    """
+
+    backends: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    layout: str
+    work: str
+
+
+TABLE: dict[str, Kernel] = {
+    "sweep.gram": Kernel(ORDER, _FLOATS, "any strides", "X^T X, upper triangle; SYRK"),
+    "sweep.symmetry_defect": Kernel(
+        ORDER, _FLOATS, "any strides", "largest |H - H^T|; memory bandwidth"
+    ),
+    "sweep.gather": Kernel(
+        ORDER, _FLOATS, "any strides", "H in reversed sweep order; memory bandwidth"
+    ),
+    "sweep.cholesky": Kernel(ORDER, _FLOATS, "C-contiguous", "one factorization in place; POTRF"),
+    "sweep.grid": Kernel(
+        ORDER, _FLOATS, "any strides", "scales and zero points of static groups; vector units"
+    ),
+    "sweep.sweep": Kernel(
+        ORDER, _FLOATS, "any strides", "round or zero column by column; GEMM and vector units"
+    ),
+}
+"""Kernel name to the backends that have it."""
+
+
+def table() -> list[tuple[str, Kernel]]:
+    """Return the rows of the table, by name.
+
+    Examples
+    --------
+    >>> from quadric import backends
+    >>> dict(backends.table())["sweep.sweep"].dtypes
+    ('float32', 'float64')
+    """
+    return sorted(TABLE.items())
+
+
+def available() -> list[str]:
+    """Return the names of the backends that can be used here, the preferred one first.
+
+    Examples
+    --------
+    >>> from quadric import backends
+    >>> "numba" in backends.available()
+    True
+    """
+    return [name for name in ORDER if why_missing(name) is None]
+
+
+@functools.cache
+def why_missing(backend: str) -> str | None:
+    """Return why `backend` cannot be used here, or None if it can."""
+    if backend == "numba":
+        return None  # a dependency; importing it takes a second, so not before it is needed
+    try:
+        import_module("quadric._core")
+    except ModuleNotFoundError as error:
+        if error.name == "quadric._core":
+            return "this is the pure-Python install"
+        return str(error)
+    except ImportError as error:
+        # It was built, so somebody expects its speed: falling back must not go unnoticed.
+        warnings.warn(f"quadric's compiled module is unusable: {error}", RuntimeWarning, 2)
+        return str(error)
+    return None
+
+
+def resolve(kernel: str, backend: str | None = None) -> Callable[..., Any]:
+    """Return the function that runs `kernel`.
+
+    Parameters
+    ----------
+    kernel : str
+        A name of :data:`TABLE`.
+    backend : str, optional
+        The ``backend=`` argument of the public function; None is automatic.
+
+    Raises
+    ------
+    ValueError
+        If there is no such backend, or it lacks the kernel, or it cannot be used here; the message
+        lists the backends that have the kernel.
+
+    Examples
+    --------
+    >>> from quadric import backends
+    >>> backends.resolve("sweep.gram", "fortran")
+    Traceback (most recent call last):
+        ...
+    ValueError: backend must be one of native, numba for sweep.gram; got 'fortran'
+    """
+    return _resolve(kernel, backend, os.environ.get("QUADRIC_BACKEND") or None)
+
+
+@functools.cache
+def _resolve(kernel: str, argument: str | None, environment: str | None) -> Callable[..., Any]:
+    having = TABLE[kernel].backends
+    name = argument if argument is not None else environment
+    source = "backend" if argument is not None else "QUADRIC_BACKEND"
+    if name is None:
+        name = next(b for b in having if why_missing(b) is None)
+    if name not in having:
+        raise ValueError(f"{source} must be one of {', '.join(having)} for {kernel}; got {name!r}")
+    if (reason := why_missing(name)) is not None:
+        usable = ", ".join(b for b in having if why_missing(b) is None)
+        raise ValueError(
+            f"{source} {name!r} cannot be used here ({reason}); {kernel} has: {usable}"
+        )
+    family, function = kernel.split(".")
+    module = import_module(_MODULES[name].format(family=family))
+    result: Callable[..., Any] = getattr(module, function)
+    return result

@@ -1,0 +1,288 @@
+"""The one factorization that a sweep needs."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from quadric import arrays, backends, checks, threads
+from quadric.arrays import Array
+from quadric.errors import LinAlgError
+
+
+_ONE_THREAD = 512
+"""Up to this size one BLAS thread is as fast as many, and waits for no other on a busy machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class FactorAttempt:
+    """One try of the Cholesky factorization.
+
+    Attributes
+    ----------
+    dtype : str
+        Precision it ran in.
+    damping : float
+        Added to the diagonal, relative to its mean.
+    pivot : int or None
+        Column of H at which it broke down; None if it went through.
+    seconds : float
+        Time it took.
+    """
+
+    dtype: str
+    damping: float
+    pivot: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FactorReport:
+    """What :func:`factorize` tried.
+
+    Attributes
+    ----------
+    attempts : tuple of FactorAttempt
+        In the order they were made.
+    fallback : bool
+        True if none went through and the factor is that of ``diag(H)``: round to nearest.
+    dead : int
+        Number of inputs that were zero on every token.
+    """
+
+    attempts: tuple[FactorAttempt, ...]
+    fallback: bool
+    dead: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factor:
+    """Upper factor of the damped Hessian in the order of the sweep, ``H[order][:, order] = R R^T``.
+
+    One factor serves every weight matrix that sees the same inputs. Its arrays are NumPy arrays
+    whatever came in: `R` is a reversed view of the memory that was factored, and not every array
+    library has those.
+
+    Attributes
+    ----------
+    R : ndarray, shape (n, n)
+        Upper triangular, zeros below.
+    order : ndarray of int64, shape (n,)
+        Column that the sweep treats at each position, the first one first.
+    dead : ndarray of bool, shape (n,)
+        Inputs with a zero on the diagonal of H; their weights become 0.
+    damping : float
+        What was added to the diagonal, relative to its mean.
+    report : FactorReport
+        Every attempt, and whether the factor is a fallback.
+    """
+
+    R: np.ndarray
+    order: np.ndarray = field(repr=False)
+    dead: np.ndarray = field(repr=False)
+    damping: float
+    report: FactorReport
+
+    @property
+    def n(self) -> int:
+        """Number of inputs."""
+        return int(self.R.shape[0])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of `R`, and of every matrix that it serves."""
+        return self.R.dtype
+
+    def __repr__(self) -> str:
+        fallback = ", fallback=True" if self.report.fallback else ""
+        return (
+            f"Factor(n={self.n}, dtype={self.dtype}, damping={self.damping:g}, "
+            f"dead={self.report.dead}, attempts={len(self.report.attempts)}{fallback})"
+        )
+
+
+def factorize(
+    H: Array,
+    *,
+    damping: float = 0.01,
+    order: Any = "natural",
+    retries: int = 3,
+    overwrite_h: bool = False,
+    on_failure: str = "raise",
+    backend: str | None = None,
+    n_threads: int | None = None,
+) -> Factor:
+    """Factor a Hessian for the sweeps: one Cholesky factorization, n^3 / 3 flops.
+
+    Parameters
+    ----------
+    H : array, shape (n, n)
+        Symmetric positive semidefinite, float32 or float64.
+    damping : float, optional
+        Added to the diagonal, relative to its mean over the live inputs.
+    order : {"natural", "activation"} or array of int, shape (n,), optional
+        Columns in the order they are swept. "activation" takes the largest diagonal first.
+    retries : int, optional
+        If the factorization breaks down, this many more tries with ten times the damping each, up
+        to 1 (from 1e-4 where `damping` is 0); then the same again in float64.
+    overwrite_h : bool, optional
+        Factor in the memory of `H`, which must be contiguous and writable. The result refers to
+        that memory, and `H` is no Hessian any more, also when an error is raised.
+    on_failure : {"raise", "round_to_nearest"}, optional
+        What to do when every try broke down. "round_to_nearest" returns the factor of ``diag(H)``,
+        with which a sweep is plain rounding, and says so in ``report.fallback``.
+    backend : str, optional
+        See :mod:`quadric.backends`.
+    n_threads : int, optional
+        None follows the environment. The number of threads may change the last bits.
+
+    Returns
+    -------
+    Factor
+
+    Raises
+    ------
+    LinAlgError
+        If every try broke down; ``.pivot`` is the column.
+    ValueError
+        If `H` is not square, not finite, not symmetric or zero, or an option is out of range.
+    TypeError
+        If `H` is not of type float32 or float64.
+
+    Notes
+    -----
+    With J the reversal of the order and ``J H J = L L^T``, ``R = J L J`` satisfies ``H = R R^T``,
+    and ``R^-1`` is the factor of the inverse that GPTQ [1]_ obtains from two factorizations and an
+    inversion. That the second of them often fails is the reason for most "not positive definite"
+    errors elsewhere.
+
+    An input that was zero on every token (zero diagonal) gets an independent pivot of 1.
+
+    References
+    ----------
+    .. [1] Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ: Accurate Post-Training Quantization for
+       Generative Pre-trained Transformers", 2022, arXiv:2210.17323.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import quadric as qd
+    >>> X = np.random.default_rng(0).standard_normal((100, 3))
+    >>> H = X.T @ X / 100
+    >>> fac = qd.sweep.factorize(H, damping=0.0, order="activation")
+    >>> fac
+    Factor(n=3, dtype=float64, damping=0, dead=0, attempts=1)
+    >>> np.allclose(fac.R @ fac.R.T, H[np.ix_(fac.order, fac.order)])
+    True
+    """
+    h = checks.square(H, "H")
+    n = h.shape[0]
+    damping = checks.real(damping, "damping", low=0)
+    retries = checks.integer(retries, "retries", low=0)
+    checks.choice(on_failure, "on_failure", ("raise", "round_to_nearest"))
+    threads_used = threads.resolve(n_threads)
+    gather = backends.resolve("sweep.gather", backend)
+    cholesky = backends.resolve("sweep.cholesky", backend)
+
+    defect = backends.resolve("sweep.symmetry_defect", backend)(h, threads_used)
+    if np.isnan(defect):
+        checks.finite(h, "H")
+    # The rounding of two products summed in different orders stays far below this.
+    if not defect <= np.sqrt(np.finfo(h.dtype).eps):
+        raise ValueError(f"H must be symmetric, got a relative defect of {defect:.2g}")
+
+    original = h.diagonal()
+    diagonal = original.astype(np.float64)
+    dead = diagonal == 0
+    n_dead = int(np.count_nonzero(dead))
+    if n_dead == n:
+        raise ValueError("H must have a nonzero diagonal, got zeros only: no input was ever active")
+    mean = float(diagonal.sum() / (n - n_dead))
+    if mean < 0:
+        raise ValueError(f"H must be positive semidefinite, got a mean diagonal of {mean:.3g}")
+    perm = _permutation(order, original)
+
+    A = _own_memory(h) if overwrite_h else np.empty((n, n), h.dtype)
+    gather(A if overwrite_h else h, perm, A, threads_used)
+    dead_positions = n - 1 - np.flatnonzero(dead[perm])
+    if n_dead:  # where products underflowed, a zero diagonal may have neighbours
+        A[dead_positions] = 0
+        A[:, dead_positions] = 0
+
+    attempts: list[FactorAttempt] = []
+
+    def attempt(A: np.ndarray, relative: float) -> bool:
+        start = time.perf_counter()
+        damped = np.where(dead, 1.0, diagonal + relative * mean)[perm]
+        position = cholesky(A, damped, threads_used)
+        pivot = None if position < 0 else int(perm[position])
+        seconds = time.perf_counter() - start
+        attempts.append(FactorAttempt(A.dtype.name, relative, pivot, seconds))
+        return pivot is None
+
+    fallback = False
+    steps = _ladder(damping, retries)
+    with threads.blas_limit(1 if n <= _ONE_THREAD else n_threads):
+        done = any(attempt(A, step) for step in steps)
+        if not done and A.dtype == np.float32:
+            wide = A.astype(np.float64)
+            if done := any(attempt(wide, step) for step in steps):
+                A[...] = wide
+    if not done:
+        last = attempts[-1]
+        if on_failure == "raise":
+            raise LinAlgError(
+                f"H is not positive definite: pivot at column {last.pivot} after {len(attempts)} "
+                f"attempts, the last in {last.dtype} with damping {last.damping:g}",
+                pivot=last.pivot,
+            )
+        fallback = True
+        damped = np.where(dead, 1.0, diagonal + damping * mean)[perm[::-1]]
+        A[...] = 0
+        np.fill_diagonal(A, np.sqrt(np.where(damped > 0, damped, mean or 1.0)))
+
+    return Factor(
+        R=A[::-1, ::-1].T,
+        order=perm,
+        dead=dead,
+        damping=damping if fallback else attempts[-1].damping,
+        report=FactorReport(tuple(attempts), fallback, n_dead),
+    )
+
+
+def _permutation(order: Any, diagonal: np.ndarray) -> np.ndarray:
+    n = diagonal.shape[0]
+    if isinstance(order, str):
+        if order == "natural":
+            return np.arange(n, dtype=np.int64)
+        if order == "activation":
+            return np.argsort(-diagonal, kind="stable")
+        raise ValueError(
+            f"order must be 'natural', 'activation' or an array of indices, got {order!r}"
+        )
+    a = np.asarray(order) if isinstance(order, list | tuple) else arrays.to_numpy(order, "order")
+    if a.shape != (n,):
+        raise ValueError(f"order must have shape ({n},), got {a.shape}")
+    if a.dtype.kind not in "iu":
+        raise TypeError(f"order must hold integers, got {a.dtype}")
+    if not np.array_equal(np.sort(a), np.arange(n)):
+        raise ValueError(f"order must hold each of 0 to {n - 1} once")
+    return a.astype(np.int64)
+
+
+def _own_memory(h: np.ndarray) -> np.ndarray:
+    if not h.flags.writeable:
+        raise ValueError("H must be writable with overwrite_h=True, got a read-only array")
+    if h.flags.c_contiguous:
+        return h
+    if h.flags.f_contiguous:
+        return h.T  # the same matrix, up to the defect that passed
+    raise ValueError(f"H must be contiguous with overwrite_h=True, got strides {h.strides}")
+
+
+def _ladder(damping: float, retries: int) -> list[float]:
+    steps = [damping]
+    while len(steps) <= retries and steps[-1] < 1:
+        steps.append(min(10 * steps[-1], 1.0) if steps[-1] > 0 else 1e-4)
+    return steps

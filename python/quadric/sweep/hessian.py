@@ -1,0 +1,285 @@
+"""The Hessian of a layer, gathered batch by batch."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from scipy.linalg import blas
+
+from quadric import arrays, backends, checks, threads
+from quadric.arrays import Array
+
+_BLOCK = 4_194_304  # entries converted at a time: 16 MB of float32
+_INPUTS = ("float16", "uint16", "float32", "float64")  # uint16: the bits of bfloat16
+
+
+class HessianAccumulator:
+    """Sum ``X^T X`` over batches of layer inputs.
+
+    Parameters
+    ----------
+    n : int
+        Number of inputs of the layer (columns of `X`).
+    dtype : {"float32", "float64"}, optional
+        Type of the sums. The product of two 16-bit floats is exact in float32, so float32 loses
+        nothing but the rounding of the sum. Inputs of another type are converted to it.
+    backend : str, optional
+        See :mod:`quadric.backends`.
+    n_threads : int, optional
+        None follows the environment. The number of threads may change the last bits.
+
+    Notes
+    -----
+    Each update costs ``T n^2`` flops for T tokens (one SYRK) and no copy of the inputs, except that
+    16-bit inputs are converted a few megabytes at a time.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import quadric as qd
+    >>> acc = qd.sweep.HessianAccumulator(2)
+    >>> acc.update(np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32))
+    >>> acc.value()
+    array([[ 5.,  7.],
+           [ 7., 10.]], dtype=float32)
+    >>> acc
+    HessianAccumulator(n=2, dtype=float32, tokens=2)
+    """
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        dtype: Any = "float32",
+        backend: str | None = None,
+        n_threads: int | None = None,
+    ) -> None:
+        self.n = checks.integer(n, "n", low=1)
+        self.dtype = np.dtype(checks.choice(np.dtype(dtype).name, "dtype", checks.FLOATS))
+        self.backend = backend
+        self.n_threads = n_threads
+        backends.resolve("sweep.gram", backend)
+        threads.resolve(n_threads)
+        self._gram = np.zeros((self.n, self.n), self.dtype)  # upper triangle only
+        self._cross: np.ndarray | None = None
+        self._tokens = 0
+        self._weight = 0.0
+        self._like = arrays.like(self._gram)
+
+    @property
+    def tokens(self) -> int:
+        """Number of rows seen."""
+        return self._tokens
+
+    def update(
+        self, X: Array, weights: Array | None = None, reference: Array | None = None
+    ) -> None:
+        """Add a batch.
+
+        Parameters
+        ----------
+        X : array, shape (..., n)
+            Inputs of the layer; float16, bfloat16, float32 or float64.
+        weights : array, shape (...), optional
+            Weight of each token, at least 0; float32 or float64. Ones by default.
+        reference : array, shape (..., n), optional
+            The inputs that the layer sees in the uncompressed model, token by token; they give
+            :meth:`cross`. All updates of an accumulator have them, or none.
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit, or NaN or Inf is in `X`, `weights` or `reference`; the sums
+            are then as before the call.
+        TypeError
+            If a dtype does not fit.
+        """
+        rows = self._rows(X, "X")
+        pairs = None if reference is None else self._rows(reference, "reference")
+        if pairs is not None and pairs.shape != rows.shape:
+            raise ValueError(
+                f"reference must have the shape of X, got {pairs.shape} and {rows.shape}"
+            )
+        if self._tokens and (pairs is None) != (self._cross is None):
+            raise ValueError(
+                "reference must be given with every update or with none, got it only "
+                + ("now" if self._cross is None else "before")
+            )
+        factors = None if weights is None else self._weights(weights, X.shape[:-1])
+        if rows.shape[0] == 0:
+            return
+        self._check_finite(rows, "X")
+        if pairs is not None:
+            self._check_finite(pairs, "reference")
+            if self._cross is None:
+                self._cross = np.zeros_like(self._gram)
+
+        gram = backends.resolve("sweep.gram", self.backend)
+        n_threads = threads.resolve(self.n_threads)
+        with threads.blas_limit(self.n_threads):
+            for part in self._parts(rows.shape[0]):
+                x = self._convert(rows[part])
+                w = None if factors is None else factors[part]
+                gram(x, w, self._gram, n_threads)
+                if pairs is not None and self._cross is not None:
+                    _add_cross(self._convert(pairs[part]) - x, w, x, self._cross)
+        self._tokens += rows.shape[0]
+        self._weight += float(rows.shape[0] if factors is None else factors.sum(dtype=np.float64))
+        self._like = arrays.like(X)
+
+    def merge(self, other: "HessianAccumulator") -> None:
+        """Add the sums of another accumulator, which stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If `other` has another `n` or dtype, or only one of the two has seen references.
+        """
+        if not isinstance(other, HessianAccumulator):
+            raise TypeError(f"other must be a HessianAccumulator, got {type(other).__name__}")
+        if (other.n, other.dtype) != (self.n, self.dtype):
+            raise ValueError(
+                f"other must have n={self.n} and dtype={self.dtype}, "
+                f"got n={other.n} and dtype={other.dtype}"
+            )
+        if other._tokens == 0:
+            return
+        if self._tokens and (self._cross is None) != (other._cross is None):
+            raise ValueError("other must have seen references exactly if this accumulator has")
+        self._gram += other._gram
+        if other._cross is not None:
+            self._cross = other._cross + (0 if self._cross is None else self._cross)
+        self._tokens += other._tokens
+        self._weight += other._weight
+        self._like = other._like
+
+    def value(self) -> Array:
+        """Return ``H = X^T diag(weights) X / sum(weights)``, shape (n, n), symmetric.
+
+        Raises
+        ------
+        ValueError
+            If no token, or only tokens of weight 0, have been seen.
+        """
+        H = np.multiply(self._gram, 1 / self._total())
+        for start in range(0, self.n, 256):  # blocks, so that the transposed reads stay in cache
+            stop = start + 256
+            diagonal = H[start:stop, start:stop]
+            diagonal += np.triu(diagonal, 1).T
+            H[stop:, start:stop] = H[start:stop, stop:].T
+        return self._like(H)
+
+    def cross(self) -> Array:
+        """Return ``G = (reference - X)^T diag(weights) X / sum(weights)``, shape (n, n).
+
+        Raises
+        ------
+        ValueError
+            If no token has been seen, or the updates came without references.
+        """
+        total = self._total()
+        if self._cross is None:
+            raise ValueError("reference was not given to update(), so there is no cross matrix")
+        return self._like(np.multiply(self._cross, 1 / total))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the sums to `path` (.npz); the file appears whole or not at all."""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        fields: dict[str, Any] = {"gram": self._gram, "tokens": self._tokens}
+        fields["weight"] = self._weight
+        if self._cross is not None:
+            fields["cross"] = self._cross
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, **fields)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backend: str | None = None,
+        n_threads: int | None = None,
+    ) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, or something else.
+        """
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as fields:
+                gram, cross = fields["gram"], fields.get("cross")
+                tokens, weight = int(fields["tokens"]), float(fields["weight"])
+            n, _ = gram.shape
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # zipfile, struct, NumPy: each has its own for a damaged file
+            raise ValueError(
+                f"path must be a whole file of HessianAccumulator.save, got {path}: {error}"
+            ) from error
+        result = cls(n, dtype=gram.dtype, backend=backend, n_threads=n_threads)
+        result._gram, result._cross = gram, cross
+        result._tokens, result._weight = tokens, weight
+        return result
+
+    def __repr__(self) -> str:
+        return f"HessianAccumulator(n={self.n}, dtype={self.dtype}, tokens={self._tokens})"
+
+    def _total(self) -> float:
+        if self._weight <= 0:
+            raise ValueError(
+                f"the accumulator must have seen tokens of positive weight, got {self._tokens} "
+                f"tokens of total weight {self._weight:g}"
+            )
+        return self._weight
+
+    def _rows(self, x: Array, name: str) -> np.ndarray:
+        a = arrays.to_numpy(x, name, bfloat16=True)
+        if a.dtype.name not in _INPUTS or (a.dtype == np.uint16 and not arrays.is_bfloat16(x)):
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+        if a.ndim < 1 or a.shape[-1] != self.n:
+            raise ValueError(f"{name} must have shape (..., {self.n}), got {a.shape}")
+        return a.reshape(-1, self.n)
+
+    def _weights(self, weights: Array, shape: tuple[int, ...]) -> np.ndarray:
+        a = arrays.to_numpy(weights, "weights")
+        if a.shape != tuple(shape):
+            raise ValueError(f"weights must have shape {tuple(shape)}, got {a.shape}")
+        checks.floating(a, "weights")
+        checks.finite(a, "weights")
+        if a.size and a.min() < 0:
+            raise ValueError(f"weights must be at least 0, got {a.min()}")
+        return a.reshape(-1).astype(self.dtype, copy=False)
+
+    def _parts(self, rows: int) -> Iterator[slice]:
+        step = max(1024, _BLOCK // self.n)
+        return (slice(start, start + step) for start in range(0, rows, step))
+
+    def _convert(self, x: np.ndarray) -> np.ndarray:
+        if x.dtype == np.uint16:
+            x = (x.astype(np.uint32) << 16).view(np.float32)
+        with np.errstate(over="ignore"):  # what overflows is refused as Inf
+            return x.astype(self.dtype, copy=False)
+
+    def _check_finite(self, rows: np.ndarray, name: str) -> None:
+        # A pass of its own before the first sum is touched: nothing is lost when a batch is bad.
+        for part in self._parts(rows.shape[0]):
+            checks.finite(self._convert(rows[part]), name, part.start)
+
+
+def _add_cross(d: np.ndarray, weights: np.ndarray | None, x: np.ndarray, cross: np.ndarray) -> None:
+    """Add ``d^T diag(weights) x`` to the C-contiguous `cross` without a temporary of its size."""
+    if weights is not None:
+        d *= weights[:, None]
+    gemm = blas.sgemm if cross.dtype == np.float32 else blas.dgemm
+    # In column-major order, where BLAS lives, cross.T += x^T d.
+    x, d = np.ascontiguousarray(x), np.ascontiguousarray(d)
+    gemm(1.0, x.T, d.T, beta=1.0, c=cross.T, trans_b=1, overwrite_c=1)

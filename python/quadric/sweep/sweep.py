@@ -1,0 +1,179 @@
+"""What all sweeps share: check the arrays, lay out the result, call the kernel."""
+
+from typing import Any
+
+import numpy as np
+from scipy.linalg import cho_solve
+
+from quadric import arrays, backends, checks, threads
+from quadric.arrays import Array
+from quadric.sweep import pattern as patterns
+from quadric.sweep.factorize import Factor
+from quadric.sweep.grid import Grid
+from quadric.sweep.pattern import Pattern
+from quadric.sweep.results import PrunedMatrix, QuantizedMatrix
+
+
+def check_weights(W: Array, factor: Factor | None) -> np.ndarray:
+    """Return `W` as a NumPy matrix that `factor` serves."""
+    w = checks.matrix(W, "W")
+    if w.shape[1] == 0:
+        raise ValueError(f"W must have at least one column, got shape {w.shape}")
+    if factor is not None:
+        if not isinstance(factor, Factor):
+            raise TypeError(
+                f"factor must come from quadric.sweep.factorize, got {type(factor).__name__}"
+            )
+        if w.shape[1] != factor.n:
+            raise ValueError(f"W must have {factor.n} columns as the factor, got shape {w.shape}")
+        if w.dtype != factor.dtype:
+            raise TypeError(f"W must be {factor.dtype} as the factor, got {w.dtype}")
+    checks.finite(w, "W")
+    return w
+
+
+def shift(
+    w: np.ndarray, factor: Factor, cross: Array | None, strength: float, n_threads: int | None
+) -> np.ndarray:
+    """Return the weights that do best on the inputs X of the compressed model.
+
+    With ``G = (X' - X)^T X / tokens`` for reference inputs X', the least-squares fit of ``W X'``
+    by a multiple of X is ``W (I + G H^-1)``; two triangular solves on the rows of ``W G``.
+    """
+    strength = checks.real(strength, "cross_strength", low=0)
+    if cross is None:
+        return w
+    g = checks.square(cross, "cross", factor.n)
+    if g.dtype != w.dtype:
+        raise TypeError(f"cross must be {w.dtype} as W, got {g.dtype}")
+    checks.finite(g, "cross")
+    backwards = factor.order[::-1]
+    lower = factor.R.T[::-1, ::-1].T  # column-major: LAPACK takes it without a copy
+    with threads.blas_limit(n_threads):
+        wg = (w @ g)[:, backwards]
+        solved = cho_solve((lower, True), wg.T, check_finite=False).T
+    target = w.copy()
+    target[:, backwards] += w.dtype.type(strength) * solved
+    checks.finite(target, "cross")
+    return target
+
+
+def quantized(
+    W: Array,
+    w: np.ndarray,
+    factor: Factor | None,
+    grid: Grid,
+    pattern: Pattern = patterns.NONE,
+    *,
+    feedback: bool = True,
+    backend: str | None,
+    n_threads: int | None,
+) -> QuantizedMatrix:
+    """Sweep `w`, the checked `W`, onto `grid`."""
+    m, n = w.shape
+    workers = threads.resolve(n_threads)
+    codes = np.empty((m, n), np.uint8)
+    scales = np.empty((m, grid.groups), w.dtype)
+    zeros = np.empty((m, grid.groups), np.uint8)
+    mask = None if pattern is patterns.NONE else np.ones((m, n), np.bool_)
+    group = grid.index(_order(factor, n))
+    if not grid.dynamic and m:
+        grid.fit(w, _dead(factor), scales, zeros, backend, workers)
+    outputs = (codes, scales, zeros, None, mask if pattern.prunes else None)
+    loss = _call(w, factor, group, grid, pattern, feedback, outputs, backend, workers)
+    group_index = np.empty_like(group)
+    group_index[_order(factor, n)] = group
+    like = arrays.like(W)
+    return QuantizedMatrix(
+        codes=like(codes),
+        scales=like(scales),
+        zeros=like(zeros),
+        group_index=like(group_index),
+        bits=grid.bits,
+        group_size=grid.group_size,
+        symmetric=grid.symmetric,
+        loss=None if loss is None else like(loss),
+        mask=None if mask is None else like(mask),
+    )
+
+
+def pruned(
+    W: Array,
+    w: np.ndarray,
+    factor: Factor | None,
+    pattern: Pattern,
+    *,
+    feedback: bool = True,
+    backend: str | None,
+    n_threads: int | None,
+) -> PrunedMatrix:
+    """Sweep `w`, the checked `W`, with zeros only."""
+    m, n = w.shape
+    weights = np.empty((m, n), w.dtype)
+    mask = np.ones((m, n), np.bool_)
+    group = np.zeros(n, np.int32)
+    workers = threads.resolve(n_threads)
+    outputs = (None, None, None, weights, mask if pattern.prunes else None)
+    loss = _call(w, factor, group, None, pattern, feedback, outputs, backend, workers)
+    like = arrays.like(W)
+    return PrunedMatrix(like(weights), like(mask), None if loss is None else like(loss))
+
+
+def _order(factor: Factor | None, n: int) -> np.ndarray:
+    return np.arange(n, dtype=np.int64) if factor is None else factor.order
+
+
+def _dead(factor: Factor | None) -> np.ndarray | None:
+    return factor.dead if factor is not None and factor.report.dead else None
+
+
+def _call(
+    w: np.ndarray,
+    factor: Factor | None,
+    group: np.ndarray,
+    grid: Grid | None,
+    pattern: Pattern,
+    feedback: bool,
+    outputs: tuple[np.ndarray | None, ...],
+    backend: str | None,
+    workers: int,
+) -> np.ndarray | None:
+    """Call the kernel, and return the loss per row where a factor gives one.
+
+    `outputs` are codes, scales, zeros, weights and mask.
+    """
+    m, n = w.shape
+    kernel = backends.resolve("sweep.sweep", backend)
+    loss = None if factor is None else np.empty(m, np.float64)
+    if m == 0:
+        return loss
+    options: tuple[Any, ...] = (0, 0, 0, False, False, 1.0, 1, 0)
+    if grid is not None:
+        options = (
+            grid.width if grid.dynamic else 0,
+            grid.stale_block,
+            grid.maxq,
+            grid.symmetric,
+            grid.mse,
+            grid.norm,
+            grid.steps,
+            grid.scale_bits,
+        )
+    kernel(
+        w,
+        None if factor is None else factor.R,
+        _order(factor, n),
+        _dead(factor),
+        group,
+        *options,
+        pattern.keep,
+        pattern.out_of,
+        pattern.sparsity,
+        pattern.block,
+        pattern.per_row,
+        feedback,
+        *outputs,
+        loss,
+        workers,
+    )
+    return loss
