@@ -30,8 +30,12 @@ void load_scipy_blas() {
   const py::dict blas_api = py::module_::import("scipy.linalg.cython_blas").attr("__pyx_capi__");
   const py::dict lapack_api = py::module_::import("scipy.linalg.cython_lapack").attr("__pyx_capi__");
   BlasTable table;
+  load(blas_api, "sgemm", table.s.gemm);
+  load(blas_api, "dgemm", table.d.gemm);
   load(blas_api, "ssyrk", table.s.syrk);
   load(blas_api, "dsyrk", table.d.syrk);
+  load(blas_api, "strsm", table.s.trsm);
+  load(blas_api, "dtrsm", table.d.trsm);
   load(lapack_api, "spotrf", table.s.potrf);
   load(lapack_api, "dpotrf", table.d.potrf);
   set_blas(table);

@@ -56,6 +56,47 @@ void permute_in_place(int n_threads, const std::vector<std::int64_t>& source, Ma
   }
 }
 
+// Cholesky by blocks of columns: factor the diagonal block, solve for the block column, update what is right of it. The
+// pieces are BLAS calls on one thread each, so the result does not depend on their number, and no second pool of
+// threads competes with this one for the cores.
+constexpr std::int64_t kBlock = 192;  // no power of two, so that the rows of a block do not share cache sets
+
+// To BLAS our upper triangle is the lower one of the column-major matrix M(i, j) = a[j * n + i]. Returns the index of
+// the pivot that is not positive, or -1.
+template <class T>
+std::int64_t factor_blocks(int n_threads, T* a, std::int64_t n) {
+  const auto& lapack = blas_routines<T>();
+  const auto at = [=](std::int64_t i, std::int64_t j) { return a + j * n + i; };
+  int ld = static_cast<int>(n);
+  char lower = 'L', right = 'R', trans = 'T', no = 'N';
+  T one = 1, minus_one = -1;
+  for (std::int64_t k = 0; k < n; k += kBlock) {
+    int width = static_cast<int>(std::min(kBlock, n - k)), info = 0;
+    lapack.potrf(&lower, &width, at(k, k), &ld, &info);
+    for (std::int64_t j = k; j < k + (info > 0 ? info - 1 : width); ++j)
+      if (!std::isfinite(*at(j, j))) return j;  // LAPACK lets NaN pass
+    if (info != 0) return k + info - 1;
+
+    const std::int64_t next = k + width;
+    const std::int64_t blocks = (n - next + kBlock - 1) / kBlock;
+    parallel_for(std::min<std::int64_t>(n_threads, blocks), blocks, [&](std::int64_t b, int) {
+      const std::int64_t i = next + b * kBlock;
+      int rows = static_cast<int>(std::min(kBlock, n - i)), columns = width;
+      lapack.trsm(&right, &lower, &trans, &no, &rows, &columns, &one, at(k, k), &ld, at(i, k), &ld);
+    });
+    parallel_for(std::min<std::int64_t>(n_threads, blocks), blocks, [&](std::int64_t b, int) {
+      const std::int64_t j = next + b * kBlock;
+      int columns = static_cast<int>(std::min(kBlock, n - j)), depth = width;
+      int rows = static_cast<int>(n - j) - columns;
+      lapack.syrk(&lower, &no, &columns, &depth, &minus_one, at(j, k), &ld, &one, at(j, j), &ld);
+      if (rows > 0)
+        lapack.gemm(&no, &trans, &rows, &columns, &depth, &minus_one, at(j + columns, k), &ld,
+                    at(j, k), &ld, &one, at(j + columns, j), &ld);
+    });
+  }
+  return -1;
+}
+
 }  // namespace
 
 template <class T>
@@ -121,18 +162,16 @@ Status cholesky(const Execution& exec, MatrixView<T> A, const double* diagonal) 
   const std::int64_t n = A.rows;
   QUADRIC_REQUIRE(n <= std::numeric_limits<int>::max(), "A has too many columns");
   if (n == 0) return {};
-  for_lower_tiles(exec, n, [&](std::int64_t, std::int64_t r0, std::int64_t r1, std::int64_t c0,
-                               std::int64_t c1) {
-    for (std::int64_t i = r0; i < r1; ++i)
-      for (std::int64_t j = c0; j < std::min(c1, i); ++j) A(j, i) = A(i, j);
-  });
   for (std::int64_t j = 0; j < n; ++j) A(j, j) = static_cast<T>(diagonal[n - 1 - j]);
-
-  // To LAPACK our upper triangle is the lower one of a column-major matrix.
-  char uplo = 'L';
-  int n_ = static_cast<int>(n), info = 0;
-  blas_routines<T>().potrf(&uplo, &n_, A.data, &n_, &info);
-  if (info != 0) return {Status::Code::not_positive_definite, n - info};
+  const std::int64_t failed = factor_blocks(thread_count(exec, n / kBlock), A.data, n);
+  if (failed >= 0) {  // put back what was overwritten, for another attempt
+    for_lower_tiles(exec, n, [&](std::int64_t, std::int64_t r0, std::int64_t r1, std::int64_t c0,
+                                 std::int64_t c1) {
+      for (std::int64_t i = r0; i < r1; ++i)
+        for (std::int64_t j = c0; j < std::min(c1, i); ++j) A(j, i) = A(i, j);
+    });
+    return {Status::Code::not_positive_definite, n - 1 - failed};
+  }
   parallel_for(copy_thread_count(exec, n * n), n,
                [&](std::int64_t i, int) { std::fill_n(A.data + i * n, i, T(0)); });
   return {};

@@ -278,7 +278,7 @@ inline bool any_less(V<T> a, V<T> b) {
 template <class T>
 void search_range(const Job<T>& job, const T* w, std::int64_t columns, V<T> low, V<T> high, V<T>& scale,
                   V<T>& zero) {
-  constexpr std::int64_t kCheck = 16;  // columns between looks at whether a candidate can still win
+  constexpr std::int64_t kCheck = 32;  // columns between looks at whether a candidate can still win
   constexpr int kCoarse = 8;           // every eighth candidate goes first, to have a good bound early
   const T p = T(job.norm);
   const bool bounded = p > T(2);
@@ -310,6 +310,7 @@ void search_range(const Job<T>& job, const T* w, std::int64_t columns, V<T> low,
     best = wins ? sum : best;
     scale = wins ? s : scale;
     zero = wins ? z : zero;
+    if (!bounded) return;
     limit = power<T>(best / T(columns), T(2) / p) * T(columns) * T(1.0001);
     limit = best > V<T>{} ? limit : V<T>{};
   };

@@ -2,6 +2,9 @@
 // integers. A standalone build links a BLAS and fills the table itself. The Python package fills it with SciPy's own
 // pointers, so that a process holds one BLAS. Whoever links the library of the Python package from C++ fills it with
 // `set_blas(fortran_blas())` from quadric/blas_fortran.hpp.
+//
+// Kernels call these routines on small pieces from several OpenMP threads at once. That is fastest when BLAS runs on
+// one thread itself (OPENBLAS_NUM_THREADS=1 or the like); the Python package sees to it during such calls.
 #pragma once
 
 #include "quadric/export.hpp"
@@ -10,9 +13,15 @@ namespace quadric {
 
 template <class T>
 struct BlasRoutines {
+  // C = alpha op(A) op(B) + beta C
+  void (*gemm)(char* transa, char* transb, int* m, int* n, int* k, T* alpha, T* a, int* lda, T* b,
+               int* ldb, T* beta, T* c, int* ldc) = nullptr;
   // C = alpha op(A) op(A)^T + beta C on one triangle
   void (*syrk)(char* uplo, char* trans, int* n, int* k, T* alpha, T* a, int* lda, T* beta, T* c,
                int* ldc) = nullptr;
+  // B = alpha op(A)^-1 B or alpha B op(A)^-1 with a triangular A
+  void (*trsm)(char* side, char* uplo, char* transa, char* diag, int* m, int* n, T* alpha, T* a,
+               int* lda, T* b, int* ldb) = nullptr;
   // Cholesky factorization in place on one triangle
   void (*potrf)(char* uplo, int* n, T* a, int* lda, int* info) = nullptr;
 };

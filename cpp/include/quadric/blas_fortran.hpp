@@ -4,9 +4,13 @@
 #include "quadric/blas.hpp"
 
 extern "C" {
+void sgemm_(char*, char*, int*, int*, int*, float*, float*, int*, float*, int*, float*, float*, int*);
 void ssyrk_(char*, char*, int*, int*, float*, float*, int*, float*, float*, int*);
-void dsyrk_(char*, char*, int*, int*, double*, double*, int*, double*, double*, int*);
+void strsm_(char*, char*, char*, char*, int*, int*, float*, float*, int*, float*, int*);
 void spotrf_(char*, int*, float*, int*, int*);
+void dgemm_(char*, char*, int*, int*, int*, double*, double*, int*, double*, int*, double*, double*, int*);
+void dsyrk_(char*, char*, int*, int*, double*, double*, int*, double*, double*, int*);
+void dtrsm_(char*, char*, char*, char*, int*, int*, double*, double*, int*, double*, int*);
 void dpotrf_(char*, int*, double*, int*, int*);
 }
 
@@ -14,8 +18,8 @@ namespace quadric {
 
 inline BlasTable fortran_blas() {
   BlasTable table;
-  table.s = {ssyrk_, spotrf_};
-  table.d = {dsyrk_, dpotrf_};
+  table.s = {sgemm_, ssyrk_, strsm_, spotrf_};
+  table.d = {dgemm_, dsyrk_, dtrsm_, dpotrf_};
   return table;
 }
 

@@ -39,10 +39,10 @@ QUADRIC_API void gather(const Execution& exec,
                         const std::int64_t* order,  // n, a permutation
                         MatrixView<T> A);           // n x n, contiguous rows
 
-// Factors what `gather` left in A, in place, with the diagonal replaced: n^3/3 flops (LAPACK POTRF).
-// The upper triangle of A is rebuilt from the strict lower one first, so the call may be repeated with another
-// diagonal after a failure. On success the strict lower triangle becomes zero and `upper_factor(A)` is R.
-// Status.pivot is the sweep position of the first pivot that was not positive.
+// Factors what `gather` left in A, in place, with the diagonal replaced: n^3/3 flops in blocks of BLAS calls.
+// On success the strict lower triangle becomes zero and `upper_factor(A)` is R. On failure A is as it was but for its
+// diagonal, so that the call may be repeated with another one; Status.pivot is the sweep position of the first pivot
+// that was not positive. The result does not depend on the number of threads.
 template <class T>
 QUADRIC_API Status cholesky(const Execution& exec,
                             MatrixView<T> A,          // n x n, contiguous rows

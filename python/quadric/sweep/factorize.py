@@ -11,10 +11,6 @@ from quadric.arrays import Array
 from quadric.errors import LinAlgError
 
 
-_ONE_THREAD = 512
-"""Up to this size one BLAS thread is as fast as many, and waits for no other on a busy machine."""
-
-
 @dataclass(frozen=True, slots=True)
 class FactorAttempt:
     """One try of the Cholesky factorization.
@@ -135,7 +131,7 @@ def factorize(
     backend : str, optional
         See :mod:`quadric.backends`.
     n_threads : int, optional
-        None follows the environment. The number of threads may change the last bits.
+        None follows the environment. It does not change the result.
 
     Returns
     -------
@@ -223,7 +219,7 @@ def factorize(
 
     fallback = False
     steps = _ladder(damping, retries)
-    with threads.blas_limit(1 if n <= _ONE_THREAD else n_threads):
+    with threads.blas_limit(1):  # the kernels call BLAS from threads of their own
         done = any(attempt(A, step) for step in steps)
         if not done and A.dtype == np.float32:
             wide = A.astype(np.float64)

@@ -28,7 +28,7 @@ class HessianAccumulator:
     backend : str, optional
         See :mod:`quadric.backends`.
     n_threads : int, optional
-        None follows the environment. The number of threads may change the last bits.
+        None follows the environment. The number of threads may change the last bits (SYRK).
 
     Notes
     -----
