@@ -1,0 +1,1 @@
+"""Kernels put into models and estimators; each adapter is imported on its own."""
