@@ -264,14 +264,14 @@ inline void add_error(const Job<T>& job, const T* w, std::int64_t from, std::int
 }
 
 template <class T>
-inline bool any_less(V<T> a, V<T> b) {
-  const auto less = a < b;
+inline bool any_reaches(V<T> sum, V<T> bound) {
+  const auto reaches = sum <= bound;
   typename Simd<T>::Int found = 0;
-  for (int i = 0; i < kLanes<T>; ++i) found |= less[i];
+  for (int i = 0; i < kLanes<T>; ++i) found |= reaches[i];
   return found != 0;
 }
 
-// The MSE search of one vector of rows: sets scale and zero to the candidate with the least error.
+// The MSE search of one vector of rows: sets scale and zero to the candidate with the least error, of equals the widest.
 // Powers are dear, so a candidate is given up as soon as it cannot win in any row: when its partial sum is too large,
 // or, for p = norm > 2, when a lower bound from cheaper sums S1 = sum |d| and S2 = sum d^2 is:
 // sum |d|^p >= n (S2 / n)^(p/2), looked at on the way, and >= S2^(p-1) / S1^(p-2), tighter, at the end (both Hoelder).
@@ -284,7 +284,9 @@ void search_range(const Job<T>& job, const T* w, std::int64_t columns, V<T> low,
   const bool bounded = p > T(2);
   const V<T> huge = splat<T>(Simd<T>::kMax);
   V<T> best = huge;
-  V<T> limit = huge;  // candidates with this S2 or more cannot win
+  V<T> best_step{};
+  V<T> bound = huge;  // candidates with a larger sum cannot win; below 0 where the error is 0 already
+  V<T> limit = huge;  // nor those with a larger S2
   const auto try_step = [&](int step) {
     V<T> s, z;
     shrink_to_grid<T>(job, low, high, step, s, z);
@@ -296,23 +298,26 @@ void search_range(const Job<T>& job, const T* w, std::int64_t columns, V<T> low,
           s1 += d;
           s2 += d * d;
         });
-        if (!any_less<T>(s2, limit)) return;
+        if (!any_reaches<T>(s2, limit)) return;
       }
       const V<T> ratio = s2 / higher<T>(s1, splat<T>(Simd<T>::kTiny));
-      const V<T> bound = power<T>(ratio, p - T(2)) * s2 * T(0.9999);  // room for rounding
-      sum = bound < best ? sum : huge;
+      const V<T> least = power<T>(ratio, p - T(2)) * s2 * T(0.9999);  // room for rounding
+      sum = least <= bound ? sum : huge;
     }
     for (std::int64_t j = 0; j < columns; j += kCheck) {
-      if (!any_less<T>(sum, best)) return;
+      if (!any_reaches<T>(sum, bound)) return;
       add_error<T>(job, w, j, smaller(j + kCheck, columns), s, z, sum);
     }
-    const auto wins = sum < best;
+    const V<T> at = splat<T>(T(step));
+    const auto wins = (sum < best) | ((sum == best) & (at < best_step));
     best = wins ? sum : best;
+    best_step = wins ? at : best_step;
     scale = wins ? s : scale;
     zero = wins ? z : zero;
+    bound = best > V<T>{} ? best : splat<T>(T(-1));
     if (!bounded) return;
     limit = power<T>(best / T(columns), T(2) / p) * T(columns) * T(1.0001);
-    limit = best > V<T>{} ? limit : V<T>{};
+    limit = best > V<T>{} ? limit : splat<T>(T(-1));
   };
   for (int step = 0; step < job.steps; step += kCoarse) try_step(step);
   for (int step = 0; step < job.steps; ++step)
