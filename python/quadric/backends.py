@@ -92,7 +92,7 @@ def why_missing(backend: str) -> str | None:
     if backend == "numba":
         return None  # a dependency; importing it takes a second, so not before it is needed
     try:
-        import_module("quadric._core")
+        core = import_module("quadric._core")
     except ModuleNotFoundError as error:
         if error.name == "quadric._core":
             return "this is the pure-Python install"
@@ -101,6 +101,8 @@ def why_missing(backend: str) -> str | None:
         # It was built, so somebody expects its speed: falling back must not go unnoticed.
         warnings.warn(f"quadric's compiled module is unusable: {error}", RuntimeWarning, 2)
         return str(error)
+    if getattr(core, "__file__", None) is None:  # only the folder with its stubs is there
+        return "the compiled module has not been built"
     return None
 
 

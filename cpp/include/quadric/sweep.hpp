@@ -70,7 +70,7 @@ struct GridOptions {
   int max_code = 0;         // 2^bits - 1, 2 for ternary; 0 = no quantization
   bool symmetric = false;   // zero = (max_code + 1) / 2
   bool mse = false;         // shrink the range to the smallest sum |error|^norm, else minmax
-  double norm = 2.4;        // the exponent of that search
+  double norm = 2.0;        // the exponent of that search; the original GPTQ code has 2.4
   int steps = 80;           // candidates of that search: ranges of 1, 0.99, 0.98, ... of minmax
   ScaleType scale_type = ScaleType::working;
 };

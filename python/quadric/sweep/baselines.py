@@ -17,7 +17,7 @@ def round_to_nearest(
     symmetric: bool = False,
     scale: str = "minmax",
     scale_dtype: str | None = None,
-    mse_norm: float = 2.4,
+    mse_norm: float = 2.0,
     sparsity: float | None = None,
     pattern: tuple[int, int] | None = None,
     per_row: bool = False,

@@ -19,7 +19,7 @@ def compress(
     static_groups: bool = False,
     stale_scales: bool = False,
     scale_dtype: str | None = None,
-    mse_norm: float = 2.4,
+    mse_norm: float = 2.0,
     sparsity: float | None = None,
     pattern: tuple[int, int] | None = None,
     per_row: bool = False,

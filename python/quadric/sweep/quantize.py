@@ -18,7 +18,7 @@ def quantize(
     static_groups: bool = False,
     stale_scales: bool = False,
     scale_dtype: str | None = None,
-    mse_norm: float = 2.4,
+    mse_norm: float = 2.0,
     cross: Array | None = None,
     cross_strength: float = 1.0,
     backend: str | None = None,
@@ -51,7 +51,8 @@ def quantize(
     scale_dtype : {None, "float16", "bfloat16"}, optional
         Round the scales to this type first, so that they can be stored in it.
     mse_norm : float, optional
-        Exponent of the error in the search for ``scale="mse"``.
+        Exponent of the error in the search for ``scale="mse"``: 2 is the mean square, 2.4 what the
+        original GPTQ code has. Above 2 it costs about twice the time.
     cross : array, shape (n, n), optional
         ``G = (X' - X)^T X / tokens`` between the inputs X' of the uncompressed model and the inputs
         X that `factor` comes from: :meth:`HessianAccumulator.cross`. The target then is

@@ -88,11 +88,18 @@ def grid_of(
 
 
 @compiled
-def error_of(x: Any, scale: Any, zero: Any, maxq: Any, norm: Any) -> Any:
-    """Return |q - x|^norm."""
+def deviation(x: Any, scale: Any, zero: Any, maxq: Any) -> Any:
+    """Return |q - x|."""
     nothing = maxq - maxq  # 0 in the dtype: a literal would make float32 arithmetic float64
     code = min(max(np.rint(x / scale) + zero, nothing), maxq)
-    return power(abs(scale * (code - zero) - x), norm)
+    return abs(scale * (code - zero) - x)
+
+
+@compiled
+def error_of(x: Any, scale: Any, zero: Any, maxq: Any, norm: Any) -> Any:
+    """Return |q - x|^norm."""
+    d = deviation(x, scale, zero, maxq)
+    return d * d if norm == 2 else power(d, norm)
 
 
 @compiled
@@ -100,8 +107,13 @@ def add_errors(w: Array, scale: Array, zero: Array, maxq: Any, norm: Any, error:
     """Add the errors of the columns of w to those of its lanes."""
     for k in range(w.shape[0]):
         x = w[k]
-        for r in range(len(error)):
-            error[r] += error_of(x[r], scale[r], zero[r], maxq, norm)
+        if norm == 2:
+            for r in range(len(error)):
+                d = deviation(x[r], scale[r], zero[r], maxq)
+                error[r] += d * d
+        else:
+            for r in range(len(error)):
+                error[r] += power(deviation(x[r], scale[r], zero[r], maxq), norm)
 
 
 @compiled
