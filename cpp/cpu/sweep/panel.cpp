@@ -19,6 +19,7 @@ struct Simd<float> {
   static constexpr int kFraction = 23;             // bits of the significand after the point
   static constexpr Int kSqrtHalf = 0x3f3504f3;     // bits of sqrt(1/2)
   static constexpr float kMinExponent = -126.0f;
+  static constexpr float kSubnormal = 1.40129846e-45f;
   static constexpr float kTiny = 1.17549435e-38f;
   static constexpr float kMax = 3.4028235e38f;
 };
@@ -31,6 +32,7 @@ struct Simd<double> {
   static constexpr int kFraction = 52;
   static constexpr Int kSqrtHalf = 0x3fe6a09e667f3bcd;
   static constexpr double kMinExponent = -1022.0;
+  static constexpr double kSubnormal = 4.9406564584124654e-324;
   static constexpr double kTiny = 2.2250738585072014e-308;
   static constexpr double kMax = 1.7976931348623157e308;
 };
@@ -191,7 +193,7 @@ void multiply(const Job<T>& job, const T* error, std::int64_t from, std::int64_t
 // To the nearest float16 (type 1) or bfloat16 (type 2) number, half to even, kept positive and finite.
 template <class T>
 inline V<T> round_scale(V<T> x, int type) {
-  if (type == 0) return x;
+  if (type == 0) return higher<T>(x, splat<T>(Simd<T>::kSubnormal));
   using Int = typename Simd<T>::Int;
   const int drop = Simd<T>::kFraction - (type == 1 ? 10 : 7);
   const I<T> b = bits<T>(x);

@@ -66,7 +66,7 @@ def round_to_nearest(
     >>> q
     QuantizedMatrix(1 x 4, bits=2, group_size=None, symmetric=False)
     """
-    w = sweep.check_weights(W, factor)
+    w = sweep.check_weights(W, factor, required=False)
     grid = check_grid(
         w.shape[1],
         bits=bits,
@@ -142,7 +142,7 @@ def magnitude_prune(
     >>> qd.sweep.magnitude_prune(W, pattern=(1, 2)).weights
     array([[-1.,  0.,  0.,  2.]])
     """
-    w = sweep.check_weights(W, factor)
+    w = sweep.check_weights(W, factor, required=False)
     checked = check_pattern(
         w.shape[1], sparsity=sparsity, pattern=pattern, per_row=per_row, block_size=block_size
     )

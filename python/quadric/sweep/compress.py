@@ -61,6 +61,10 @@ def compress(
     TypeError
         If the dtype of `W` is not that of the factor.
 
+    Notes
+    -----
+    A column is pruned first, then rounded; its error is what both did to it, as in SparseGPT [1]_.
+
     References
     ----------
     .. [1] Frantar, Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in

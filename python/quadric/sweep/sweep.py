@@ -14,12 +14,12 @@ from quadric.sweep.pattern import Pattern
 from quadric.sweep.results import PrunedMatrix, QuantizedMatrix
 
 
-def check_weights(W: Array, factor: Factor | None) -> np.ndarray:
+def check_weights(W: Array, factor: Factor | None, *, required: bool = True) -> np.ndarray:
     """Return `W` as a NumPy matrix that `factor` serves."""
     w = checks.matrix(W, "W")
     if w.shape[1] == 0:
         raise ValueError(f"W must have at least one column, got shape {w.shape}")
-    if factor is not None:
+    if factor is not None or required:
         if not isinstance(factor, Factor):
             raise TypeError(
                 f"factor must come from quadric.sweep.factorize, got {type(factor).__name__}"

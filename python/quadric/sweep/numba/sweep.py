@@ -211,7 +211,7 @@ def _in_step(
                 scores[rows[i]] = next(tiles[i]) if kept is None else tiles[i].send(kept[rows[i]])
 
             run(advance, len(tiles), n_threads)
-            count = zeroed(job.sparsity * m, segment.start, segment.mask_stop)
+            count = zeroed(job.sparsity, m, segment.start, segment.mask_stop)
             kept = keep_largest(scores.reshape(1, -1), count).reshape(scores.shape)
 
     def finish(i: int) -> None:
@@ -310,7 +310,7 @@ def sweep_rows(job: Job, rows: slice) -> Generator[Array, Mask]:
                     if A is not None and job.feedback:
                         scores *= np.diagonal(A)[stored, None]
                     if job.per_row:
-                        count = zeroed(job.sparsity, segment.start, segment.mask_stop)
+                        count = zeroed(job.sparsity, 1, segment.start, segment.mask_stop)
                         chosen = keep_largest(scores[::-1].T, count)
                     else:
                         chosen = yield scores[::-1].T
@@ -348,9 +348,9 @@ def sweep_rows(job: Job, rows: slice) -> Generator[Array, Mask]:
         job.zeros[rows] = zeros.T
 
 
-def zeroed(per_column: float, start: int, stop: int) -> int:
+def zeroed(sparsity: float, rows: int, start: int, stop: int) -> int:
     """Return how many entries of columns start to stop are zeroed, so that the total is exact."""
-    return int(np.floor(per_column * stop + 0.5)) - int(np.floor(per_column * start + 0.5))
+    return int(sparsity * (rows * stop) + 0.5) - int(sparsity * (rows * start) + 0.5)
 
 
 def keep_largest(scores: Array, count: int) -> Mask:
