@@ -504,3 +504,10 @@ def test_a_single_weight(case):
         assert abs(q.dequantize().item() - 2.0) <= 2 * np.finfo(float).eps * 2.0
     p = sweep.prune(np.array([[2.0]]), factor, pattern=(1, 1), backend=case.backend)
     assert p.weights.item() == 2.0
+
+
+def test_a_range_that_the_dtype_cannot_hold(backend):
+    w = np.array([[3e38, -3e38]], np.float32)
+    factor = sweep.factorize(np.eye(2, dtype=np.float32), backend=backend)
+    with pytest.raises(ValueError, match=r"^W must have ranges that float32 can hold"):
+        sweep.quantize(w, factor, backend=backend)

@@ -247,3 +247,14 @@ def test_cross_prunes_the_least_squares_target(backend):
     moved = w + w @ g @ np.linalg.inv(damped)
     room = 16 * 16 * np.finfo(float).eps * np.linalg.cond(damped) * np.abs(moved).max()
     assert np.abs(p.weights - moved).max() <= room
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_scores_neither_underflow_nor_overflow(backend, size):
+    """The squares of these weights are no float32 numbers."""
+    w = np.array([[1, -3, 2]], np.float32) * np.float32(size)
+    factor = sweep.factorize(np.eye(3, dtype=np.float32), damping=0.0, backend=backend)
+    p = sweep.prune(w, factor, pattern=(1, 3), backend=backend)
+    np.testing.assert_array_equal(p.mask, [[False, True, False]])
+    p = sweep.prune(w, factor, sparsity=2 / 3, backend=backend)
+    np.testing.assert_array_equal(p.mask, [[False, True, False]])

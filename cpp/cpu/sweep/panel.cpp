@@ -65,6 +65,12 @@ inline V<T> splat(T x) {
   return x - V<T>{};  // + would turn -0 into 0 and so cost an instruction
 }
 template <class T>
+inline V<T> magnitude(V<T> x) {
+  constexpr typename Simd<T>::Int kSign = typename Simd<T>::Int(1) << (sizeof(T) * 8 - 1);
+  const I<T> b = reinterpret_cast<I<T>&>(x) & ~kSign;
+  return reinterpret_cast<const V<T>&>(b);
+}
+template <class T>
 inline V<T> lower(V<T> a, V<T> b) {
   return a < b ? a : b;
 }
@@ -241,14 +247,13 @@ inline void shrink_to_grid(const Job<T>& job, V<T> low, V<T> high, int step, V<T
 template <class T, class Use>
 inline void for_errors(const Job<T>& job, const T* w, std::int64_t from, std::int64_t to, V<T> scale,
                        V<T> zero, const Use& use) {
-  constexpr typename Simd<T>::Int kSign = typename Simd<T>::Int(1) << (sizeof(T) * 8 - 1);
   const V<T> inverse = T(1) / scale;
   const V<T> low = -zero;
   const V<T> high = T(job.max_code) - zero;
   for (std::int64_t j = from; j < to; ++j) {
     const V<T> x = vec(w + j * kRows<T>);
     const V<T> d = nearest<T>(lower<T>(higher<T>(x * inverse, low), high)) * scale - x;
-    use(from_bits<T>(bits<T>(d) & ~kSign));
+    use(magnitude<T>(d));
   }
 }
 
@@ -448,15 +453,15 @@ void look_ahead(const Job<T>& job, Panel<T>& p, std::int64_t begin, std::int64_t
   }
 }
 
-// Scores of columns [from, to) from the current weights.
+// Scores of columns [from, to): |current weight * R_jj|, which orders like its square and does not underflow.
 template <class T>
 void scores(const Job<T>& job, Panel<T>& p, std::int64_t begin, std::int64_t from, std::int64_t to) {
   look_ahead(job, p, begin, from, to);
   for (std::int64_t j = from; j < to; ++j) {
     const T r = job.feedback ? job.r[j * (job.r_row + job.r_col)] : T(1);
     for (int i = 0; i < kRows<T>; i += kLanes<T>) {
-      const V<T> x = vec(p.current + (j - begin) * kRows<T> + i) * r;
-      vec(p.score + (j - begin) * kRows<T> + i) = x * x;
+      vec(p.score + (j - begin) * kRows<T> + i) =
+          magnitude<T>(vec(p.current + (j - begin) * kRows<T> + i) * r);
     }
   }
 }
@@ -506,8 +511,7 @@ void mask_pattern(const Job<T>& job, Panel<T>& p, std::int64_t begin, std::int64
         for (std::int64_t l = j + 1; l < width; ++l)
           vec(ahead + l * kRows<T> + i) -= x * r[l * job.r_col];
       }
-      const V<T> s = w * diagonal;
-      vec(score + j * kRows<T> + i) = s * s;
+      vec(score + j * kRows<T> + i) = magnitude<T>(w * diagonal);
     }
   }
   const T pruned = T(width - job.keep);

@@ -96,7 +96,7 @@ struct SweepOptions {
   // that are current at the start of the block.
   std::int64_t stale_block = 0;
   // Pruning: keep `keep` of every `out_of` columns (0, 0 = none), or zero the fraction `sparsity` in every
-  // `mask_block` columns, over all rows at once or in each row. Scores are (current weight * R_jj)^2.
+  // `mask_block` columns, over all rows at once or in each row. Scores are |current weight * R_jj|.
   std::int64_t keep = 0;
   std::int64_t out_of = 0;
   double sparsity = 0.0;

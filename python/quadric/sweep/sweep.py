@@ -81,6 +81,10 @@ def quantized(
         grid.fit(w, _dead(factor), scales, zeros, backend, workers)
     outputs = (codes, scales, zeros, None, mask if pattern.prunes else None)
     loss = _call(w, factor, group, grid, pattern, feedback, outputs, backend, workers)
+    if not np.isfinite(scales).all():
+        raise ValueError(
+            f"W must have ranges that {w.dtype} can hold, got entries up to {np.abs(w).max():.2g}"
+        )
     group_index = np.empty_like(group)
     group_index[_order(factor, n)] = group
     like = arrays.like(W)
