@@ -30,8 +30,7 @@ MatrixView<T> mutable_view(Array<T>& a, const char* name) {
 }
 
 template <class T>
-MatrixView<T> output(std::optional<Array<T>>& a, const char* name, std::int64_t rows,
-                     std::int64_t cols) {
+MatrixView<T> output(std::optional<Array<T>>& a, const char* name, std::int64_t rows, std::int64_t cols) {
   if (!a) return {};
   const MatrixView<T> v = mutable_view(*a, name);
   if (v.rows != rows || v.cols != cols || (!v.empty() && (v.col_stride != 1 || v.row_stride != cols)))
@@ -42,10 +41,8 @@ MatrixView<T> output(std::optional<Array<T>>& a, const char* name, std::int64_t 
 // A contiguous vector of `size` entries.
 template <class T>
 const T* vector(const Array<T>& a, const char* name, std::int64_t size) {
-  if (a.ndim() != 1 || a.shape(0) != size ||
-      (size > 1 && a.strides(0) != static_cast<py::ssize_t>(sizeof(T))))
-    throw invalid_argument(std::string(name) + " must be contiguous with " + std::to_string(size) +
-                           " entries");
+  if (a.ndim() != 1 || a.shape(0) != size || (size > 1 && a.strides(0) != static_cast<py::ssize_t>(sizeof(T))))
+    throw invalid_argument(std::string(name) + " must be contiguous with " + std::to_string(size) + " entries");
   return a.data();
 }
 

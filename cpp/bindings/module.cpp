@@ -21,8 +21,8 @@ void load(py::dict api, const char* name, F*& pointer) {
   const py::capsule capsule = api[name];
   if (std::string(capsule.name()).find("int *") == std::string::npos ||
       std::string(capsule.name()).find("64") != std::string::npos)
-    throw py::import_error(std::string("quadric needs a SciPy whose BLAS takes 32-bit integers; ") +
-                           name + " has the signature " + capsule.name());
+    throw py::import_error(std::string("quadric needs a SciPy whose BLAS takes 32-bit integers; ") + name +
+                           " has the signature " + capsule.name());
   pointer = reinterpret_cast<F*>(capsule.get_pointer<void>());
 }
 
@@ -53,8 +53,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       py::set_error(PyExc_ValueError, e.what());
     }
   });
-  m.def("simd_level", [] { return simd_name(simd_level()); },
-        "The instruction-set level in force: the best of this processor, or QUADRIC_SIMD.");
+  m.def(
+      "simd_level", [] { return simd_name(simd_level()); },
+      "The instruction-set level in force: the best of this processor, or QUADRIC_SIMD.");
   m.def(
       "simd_levels",
       [] {

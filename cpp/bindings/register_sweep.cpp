@@ -13,8 +13,7 @@ Execution threads(int n_threads) {
   return exec;
 }
 
-sweep::GridOptions grid_options(int max_code, bool symmetric, bool mse, double norm, int steps,
-                                int scale_bits) {
+sweep::GridOptions grid_options(int max_code, bool symmetric, bool mse, double norm, int steps, int scale_bits) {
   sweep::GridOptions options;
   options.max_code = max_code;
   options.symmetric = symmetric;
@@ -61,9 +60,8 @@ std::int64_t cholesky(Array<T>& A, const Array<double>& diagonal, int n_threads)
 }
 
 template <class T>
-void grid(const Array<T>& W, std::int64_t group_size, bool per_tensor, int max_code, bool symmetric,
-          bool mse, double norm, int steps, int scale_bits, Array<T>& scales,
-          Array<std::uint8_t>& zeros, int n_threads) {
+void grid(const Array<T>& W, std::int64_t group_size, bool per_tensor, int max_code, bool symmetric, bool mse,
+          double norm, int steps, int scale_bits, Array<T>& scales, Array<std::uint8_t>& zeros, int n_threads) {
   const auto w = view(W, "W");
   const auto s = mutable_view(scales, "scales");
   const auto z = mutable_view(zeros, "zeros");
@@ -75,12 +73,11 @@ void grid(const Array<T>& W, std::int64_t group_size, bool per_tensor, int max_c
 template <class T>
 void sweep_(const Array<T>& W, const std::optional<Array<T>>& R, const Array<std::int64_t>& order,
             const std::optional<Array<bool>>& dead, const std::optional<Array<std::int32_t>>& group,
-            std::int64_t group_size, std::int64_t stale_block, int max_code, bool symmetric, bool mse,
-            double norm, int steps, int scale_bits, std::int64_t keep, std::int64_t out_of,
-            double sparsity, std::int64_t mask_block, bool per_row, bool feedback,
-            std::optional<Array<std::uint8_t>> codes, std::optional<Array<T>> scales,
-            std::optional<Array<std::uint8_t>> zeros, std::optional<Array<T>> weights,
-            std::optional<Array<bool>> mask, std::optional<Array<double>> loss, int n_threads) {
+            std::int64_t group_size, std::int64_t stale_block, int max_code, bool symmetric, bool mse, double norm,
+            int steps, int scale_bits, std::int64_t keep, std::int64_t out_of, double sparsity, std::int64_t mask_block,
+            bool per_row, bool feedback, std::optional<Array<std::uint8_t>> codes, std::optional<Array<T>> scales,
+            std::optional<Array<std::uint8_t>> zeros, std::optional<Array<T>> weights, std::optional<Array<bool>> mask,
+            std::optional<Array<double>> loss, int n_threads) {
   const auto w = view(W, "W");
   sweep::Factor<T> factor;
   if (R) factor.R = view(*R, "R");
@@ -119,18 +116,17 @@ void register_kernels(py::module_& m) {
         "H += X^T diag(weights) X on the upper triangle.");
   m.def("symmetry_defect", symmetry_defect<T>, X("H"), py::arg("n_threads"),
         "max |H_ij - H_ji| / max |H_ij|; NaN if an entry is not finite.");
-  m.def("gather", gather<T>, X("H"), X("order"), X("A"), py::arg("n_threads"),
-        "A = H in reversed sweep order.");
+  m.def("gather", gather<T>, X("H"), X("order"), X("A"), py::arg("n_threads"), "A = H in reversed sweep order.");
   m.def("cholesky", cholesky<T>, X("A"), X("diagonal"), py::arg("n_threads"),
         "Factors A in place; -1, or the sweep position of the pivot that failed.");
   m.def("grid", grid<T>, X("W"), py::arg("group_size"), py::arg("per_tensor"), py::arg("max_code"),
-        py::arg("symmetric"), py::arg("mse"), py::arg("norm"), py::arg("steps"), py::arg("scale_bits"),
-        X("scales"), X("zeros"), py::arg("n_threads"), "Grids of fixed groups of columns.");
+        py::arg("symmetric"), py::arg("mse"), py::arg("norm"), py::arg("steps"), py::arg("scale_bits"), X("scales"),
+        X("zeros"), py::arg("n_threads"), "Grids of fixed groups of columns.");
   m.def("sweep", sweep_<T>, X("W"), X("R"), X("order"), X("dead"), X("group"), py::arg("group_size"),
-        py::arg("stale_block"), py::arg("max_code"), py::arg("symmetric"), py::arg("mse"),
-        py::arg("norm"), py::arg("steps"), py::arg("scale_bits"), py::arg("keep"), py::arg("out_of"),
-        py::arg("sparsity"), py::arg("mask_block"), py::arg("per_row"), py::arg("feedback"), X("codes"),
-        X("scales"), X("zeros"), X("weights"), X("mask"), X("loss"), py::arg("n_threads"),
+        py::arg("stale_block"), py::arg("max_code"), py::arg("symmetric"), py::arg("mse"), py::arg("norm"),
+        py::arg("steps"), py::arg("scale_bits"), py::arg("keep"), py::arg("out_of"), py::arg("sparsity"),
+        py::arg("mask_block"), py::arg("per_row"), py::arg("feedback"), X("codes"), X("scales"), X("zeros"),
+        X("weights"), X("mask"), X("loss"), py::arg("n_threads"),
         "The sweep: codes, grids, weights, mask and loss of W.");
 }
 

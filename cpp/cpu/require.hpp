@@ -3,7 +3,7 @@
 
 #include "quadric/status.hpp"
 
-#define QUADRIC_REQUIRE(condition, message)                   \
-  do {                                                        \
+#define QUADRIC_REQUIRE(condition, message)                       \
+  do {                                                            \
     if (!(condition)) throw ::quadric::invalid_argument(message); \
   } while (false)

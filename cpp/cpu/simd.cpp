@@ -13,12 +13,11 @@ bool runs_here(SimdLevel level) {
       return true;
 #ifdef QUADRIC_X86
     case SimdLevel::v3:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             __builtin_cpu_supports("bmi2");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
     case SimdLevel::v4:
-      return runs_here(SimdLevel::v3) && __builtin_cpu_supports("avx512f") &&
-             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+      return runs_here(SimdLevel::v3) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl");
 #else
     default:
       return false;
@@ -36,8 +35,7 @@ SimdLevel choose() {
     if (simd_name(level) == wanted) return level;
     names += (names.empty() ? "" : ", ") + simd_name(level);
   }
-  throw invalid_argument("QUADRIC_SIMD is '" + std::string(wanted) +
-                         "'; this processor can run: " + names);
+  throw invalid_argument("QUADRIC_SIMD is '" + std::string(wanted) + "'; this processor can run: " + names);
 }
 
 }  // namespace

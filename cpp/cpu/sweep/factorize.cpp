@@ -27,8 +27,7 @@ void for_lower_tiles(const Execution& exec, std::int64_t n, const Body& body) {
 
 template <class T>
 void check_square(const MatrixView<T>& A, const char* message) {
-  QUADRIC_REQUIRE(A.rows == A.cols && (A.rows == 0 || (A.col_stride == 1 && A.row_stride == A.cols)),
-                  message);
+  QUADRIC_REQUIRE(A.rows == A.cols && (A.rows == 0 || (A.col_stride == 1 && A.row_stride == A.cols)), message);
 }
 
 // The in-place form: columns of every row first, then the rows along the cycles of the permutation.
@@ -90,8 +89,8 @@ std::int64_t factor_blocks(int n_threads, T* a, std::int64_t n) {
       int rows = static_cast<int>(n - j) - columns;
       lapack.syrk(&lower, &no, &columns, &depth, &minus_one, at(j, k), &ld, &one, at(j, j), &ld);
       if (rows > 0)
-        lapack.gemm(&no, &trans, &rows, &columns, &depth, &minus_one, at(j + columns, k), &ld,
-                    at(j, k), &ld, &one, at(j + columns, j), &ld);
+        lapack.gemm(&no, &trans, &rows, &columns, &depth, &minus_one, at(j + columns, k), &ld, at(j, k), &ld, &one,
+                    at(j + columns, j), &ld);
     });
   }
   return -1;
@@ -107,8 +106,7 @@ double symmetry_defect(const Execution& exec, MatrixView<const T> H) {
     T defect = 0, largest = 0, sum = 0;
   };
   std::vector<Extent> found(static_cast<std::size_t>(tiles(n)));
-  for_lower_tiles(exec, n, [&](std::int64_t t, std::int64_t r0, std::int64_t r1, std::int64_t c0,
-                               std::int64_t c1) {
+  for_lower_tiles(exec, n, [&](std::int64_t t, std::int64_t r0, std::int64_t r1, std::int64_t c0, std::int64_t c1) {
     Extent extent = found[t];
     for (std::int64_t i = r0; i < r1; ++i) {
       for (std::int64_t j = c0; j < c1; ++j) {
@@ -165,22 +163,19 @@ Status cholesky(const Execution& exec, MatrixView<T> A, const double* diagonal) 
   for (std::int64_t j = 0; j < n; ++j) A(j, j) = static_cast<T>(diagonal[n - 1 - j]);
   const std::int64_t failed = factor_blocks(thread_count(exec, n / kBlock), A.data, n);
   if (failed >= 0) {  // put back what was overwritten, for another attempt
-    for_lower_tiles(exec, n, [&](std::int64_t, std::int64_t r0, std::int64_t r1, std::int64_t c0,
-                                 std::int64_t c1) {
+    for_lower_tiles(exec, n, [&](std::int64_t, std::int64_t r0, std::int64_t r1, std::int64_t c0, std::int64_t c1) {
       for (std::int64_t i = r0; i < r1; ++i)
         for (std::int64_t j = c0; j < std::min(c1, i); ++j) A(j, i) = A(i, j);
     });
     return {Status::Code::not_positive_definite, n - 1 - failed};
   }
-  parallel_for(copy_thread_count(exec, n * n), n,
-               [&](std::int64_t i, int) { std::fill_n(A.data + i * n, i, T(0)); });
+  parallel_for(copy_thread_count(exec, n * n), n, [&](std::int64_t i, int) { std::fill_n(A.data + i * n, i, T(0)); });
   return {};
 }
 
-#define QUADRIC_INSTANTIATE(T)                                                                    \
-  template QUADRIC_API double symmetry_defect(const Execution&, MatrixView<const T>);             \
-  template QUADRIC_API void gather(const Execution&, MatrixView<const T>, const std::int64_t*,    \
-                                   MatrixView<T>);                                                \
+#define QUADRIC_INSTANTIATE(T)                                                                                 \
+  template QUADRIC_API double symmetry_defect(const Execution&, MatrixView<const T>);                          \
+  template QUADRIC_API void gather(const Execution&, MatrixView<const T>, const std::int64_t*, MatrixView<T>); \
   template QUADRIC_API Status cholesky(const Execution&, MatrixView<T>, const double*);
 QUADRIC_INSTANTIATE(float)
 QUADRIC_INSTANTIATE(double)

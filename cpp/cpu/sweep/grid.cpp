@@ -14,8 +14,7 @@ using detail::kPanelRows;
 
 // One grid for all of W: the range of all entries, shrunk to the least error over all entries.
 template <class T>
-void grid_of_tensor(int n_threads, const detail::Job<T>& job, detail::Workspace<T>& workspace,
-                    std::int64_t n_panels) {
+void grid_of_tensor(int n_threads, const detail::Job<T>& job, detail::Workspace<T>& workspace, std::int64_t n_panels) {
   const auto& kernels = detail::panel_kernels<T>();
   T low = 0;
   T high = 0;
@@ -35,8 +34,7 @@ void grid_of_tensor(int n_threads, const detail::Job<T>& job, detail::Workspace<
     const std::int64_t steps = job.steps;
     std::vector<double> errors(static_cast<std::size_t>(n_panels * steps));
     parallel_for(n_threads, n_panels, [&](std::int64_t panel, int worker) {
-      kernels.grid_errors(job, workspace.panels()[worker], panel, low, high,
-                          errors.data() + panel * steps);
+      kernels.grid_errors(job, workspace.panels()[worker], panel, low, high, errors.data() + panel * steps);
     });
     std::vector<double> sums(static_cast<std::size_t>(steps), 0.0);
     for (std::int64_t panel = 0; panel < n_panels; ++panel)
@@ -74,14 +72,13 @@ void grid(const Execution& exec, MatrixView<const T> W, std::int64_t group_size,
     return;
   }
   const auto& kernels = detail::panel_kernels<T>();
-  parallel_for(n_threads, n_panels, [&](std::int64_t panel, int worker) {
-    kernels.grid(job, workspace.panels()[worker], panel);
-  });
+  parallel_for(n_threads, n_panels,
+               [&](std::int64_t panel, int worker) { kernels.grid(job, workspace.panels()[worker], panel); });
 }
 
-template QUADRIC_API void grid(const Execution&, MatrixView<const float>, std::int64_t, bool,
-                               const GridOptions&, MatrixView<float>, MatrixView<std::uint8_t>);
-template QUADRIC_API void grid(const Execution&, MatrixView<const double>, std::int64_t, bool,
-                               const GridOptions&, MatrixView<double>, MatrixView<std::uint8_t>);
+template QUADRIC_API void grid(const Execution&, MatrixView<const float>, std::int64_t, bool, const GridOptions&,
+                               MatrixView<float>, MatrixView<std::uint8_t>);
+template QUADRIC_API void grid(const Execution&, MatrixView<const double>, std::int64_t, bool, const GridOptions&,
+                               MatrixView<double>, MatrixView<std::uint8_t>);
 
 }  // namespace quadric::sweep

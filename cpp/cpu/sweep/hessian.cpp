@@ -25,8 +25,8 @@ void gram(const Execution& exec, MatrixView<const T> X, const T* weights, Matrix
     T one = 1;
     blas_routines<T>().syrk(&uplo, &trans, &n_, &k, &one, const_cast<T*>(x), &lda, &one, H.data, &n_);
   };
-  const bool as_is = weights == nullptr && X.col_stride == 1 && X.row_stride >= n &&
-                     X.row_stride <= std::numeric_limits<int>::max();
+  const bool as_is =
+      weights == nullptr && X.col_stride == 1 && X.row_stride >= n && X.row_stride <= std::numeric_limits<int>::max();
   const std::int64_t slice = as_is ? std::int64_t{1} << 30 : std::int64_t{1024};
   std::vector<T> copy(as_is ? 0 : static_cast<std::size_t>(std::min(slice, X.rows) * n));
   for (std::int64_t begin = 0; begin < X.rows; begin += slice) {
@@ -44,7 +44,6 @@ void gram(const Execution& exec, MatrixView<const T> X, const T* weights, Matrix
 }
 
 template QUADRIC_API void gram(const Execution&, MatrixView<const float>, const float*, MatrixView<float>);
-template QUADRIC_API void gram(const Execution&, MatrixView<const double>, const double*,
-                               MatrixView<double>);
+template QUADRIC_API void gram(const Execution&, MatrixView<const double>, const double*, MatrixView<double>);
 
 }  // namespace quadric::sweep

@@ -15,9 +15,9 @@ struct Simd<float> {
   using V = float __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
   using I = std::int32_t __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
   using Int = std::int32_t;
-  static constexpr float kRound = 12582912.0f;     // 1.5 * 2^23: adding it rounds to an integer, half to even
-  static constexpr int kFraction = 23;             // bits of the significand after the point
-  static constexpr Int kSqrtHalf = 0x3f3504f3;     // bits of sqrt(1/2)
+  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, half to even
+  static constexpr int kFraction = 23;          // bits of the significand after the point
+  static constexpr Int kSqrtHalf = 0x3f3504f3;  // bits of sqrt(1/2)
   static constexpr float kMinExponent = -126.0f;
   static constexpr float kSubnormal = 1.40129846e-45f;
   static constexpr float kTiny = 1.17549435e-38f;
@@ -150,8 +150,7 @@ inline V<T> power(V<T> x, T p) {
 // C (columns x rows) += sum_k D_k R_kc for one tile of NC columns.
 // Registers: NC x MV accumulators, MV of D, one broadcast entry of R.
 template <class T, int NC, int MV>
-inline void multiply_tile(std::int64_t depth, const T* d, const T* r, std::int64_t r_row,
-                          std::int64_t r_col, T* c) {
+inline void multiply_tile(std::int64_t depth, const T* d, const T* r, std::int64_t r_row, std::int64_t r_col, T* c) {
   for (int row = 0; row < kRows<T>; row += MV * kLanes<T>) {
     V<T> sum[NC][MV];
     for (int j = 0; j < NC; ++j)
@@ -176,8 +175,8 @@ inline void multiply_tile(std::int64_t depth, const T* d, const T* r, std::int64
 
 // C_j += sum_{from <= i < to} D_i R_ij for columns [begin, end); `c` is C_begin.
 template <class T>
-void multiply(const Job<T>& job, const T* error, std::int64_t from, std::int64_t to,
-              std::int64_t begin, std::int64_t end, T* c) {
+void multiply(const Job<T>& job, const T* error, std::int64_t from, std::int64_t to, std::int64_t begin,
+              std::int64_t end, T* c) {
   constexpr int MV = kVectors<T> < 3 ? kVectors<T> : 3;
   for (std::int64_t k = from; k < to; k += kDepth) {
     const std::int64_t depth = smaller(kDepth, to - k);
@@ -185,8 +184,7 @@ void multiply(const Job<T>& job, const T* error, std::int64_t from, std::int64_t
     std::int64_t j = begin;
     const auto tile = [&](auto kernel, std::int64_t columns) {
       for (; end - j >= columns; j += columns)
-        kernel(depth, d, job.r + k * job.r_row + j * job.r_col, job.r_row, job.r_col,
-               c + (j - begin) * kRows<T>);
+        kernel(depth, d, job.r + k * job.r_row + j * job.r_col, job.r_row, job.r_col, c + (j - begin) * kRows<T>);
     };
     tile(multiply_tile<T, QUADRIC_TILE_COLUMNS, MV>, QUADRIC_TILE_COLUMNS);
     tile(multiply_tile<T, 2, MV>, 2);
@@ -228,8 +226,7 @@ inline void widen_range(const Job<T>& job, V<T>& low, V<T>& high) {
 }
 
 template <class T>
-inline void shrink_to_grid(const Job<T>& job, V<T> low, V<T> high, int step, V<T>& scale,
-                           V<T>& zero) {
+inline void shrink_to_grid(const Job<T>& job, V<T> low, V<T> high, int step, V<T>& scale, V<T>& zero) {
   const T part = T(1) - T(step) / T(100);
   const T max_code = T(job.max_code);
   low = low * part;
@@ -243,10 +240,11 @@ inline void shrink_to_grid(const Job<T>& job, V<T> low, V<T> high, int step, V<T
   }
 }
 
-// Calls use(|Q(w_j) - w_j|) for columns [from, to). The reciprocal may move a tie, where both sides have the same error.
+// Calls use(|Q(w_j) - w_j|) for columns [from, to). The reciprocal may move a tie, where both sides have the same
+// error.
 template <class T, class Use>
-inline void for_errors(const Job<T>& job, const T* w, std::int64_t from, std::int64_t to, V<T> scale,
-                       V<T> zero, const Use& use) {
+inline void for_errors(const Job<T>& job, const T* w, std::int64_t from, std::int64_t to, V<T> scale, V<T> zero,
+                       const Use& use) {
   const V<T> inverse = T(1) / scale;
   const V<T> low = -zero;
   const V<T> high = T(job.max_code) - zero;
@@ -259,8 +257,8 @@ inline void for_errors(const Job<T>& job, const T* w, std::int64_t from, std::in
 
 // sum_j |Q(w_j) - w_j|^norm
 template <class T>
-inline void add_error(const Job<T>& job, const T* w, std::int64_t from, std::int64_t to, V<T> scale,
-                      V<T> zero, V<T>& sum) {
+inline void add_error(const Job<T>& job, const T* w, std::int64_t from, std::int64_t to, V<T> scale, V<T> zero,
+                      V<T>& sum) {
   V<T> s = sum;
   if (job.norm == 2) {
     for_errors<T>(job, w, from, to, scale, zero, [&](V<T> d) { s += d * d; });
@@ -278,13 +276,12 @@ inline bool any_reaches(V<T> sum, V<T> bound) {
   return found != 0;
 }
 
-// The MSE search of one vector of rows: sets scale and zero to the candidate with the least error, of equals the widest.
-// Powers are dear, so a candidate is given up as soon as it cannot win in any row: when its partial sum is too large,
-// or, for p = norm > 2, when a lower bound from cheaper sums S1 = sum |d| and S2 = sum d^2 is:
-// sum |d|^p >= n (S2 / n)^(p/2), looked at on the way, and >= S2^(p-1) / S1^(p-2), tighter, at the end (both Hoelder).
+// The MSE search of one vector of rows: sets scale and zero to the candidate with the least error, of equals the
+// widest. Powers are dear, so a candidate is given up as soon as it cannot win in any row: when its partial sum is too
+// large, or, for p = norm > 2, when a lower bound from cheaper sums S1 = sum |d| and S2 = sum d^2 is: sum |d|^p >= n
+// (S2 / n)^(p/2), looked at on the way, and >= S2^(p-1) / S1^(p-2), tighter, at the end (both Hoelder).
 template <class T>
-void search_range(const Job<T>& job, const T* w, std::int64_t columns, V<T> low, V<T> high, V<T>& scale,
-                  V<T>& zero) {
+void search_range(const Job<T>& job, const T* w, std::int64_t columns, V<T> low, V<T> high, V<T>& scale, V<T>& zero) {
   constexpr std::int64_t kCheck = 32;  // columns between looks at whether a candidate can still win
   constexpr int kCoarse = 8;           // every eighth candidate goes first, to have a good bound early
   const T p = T(job.norm);
@@ -359,8 +356,7 @@ inline std::int64_t rows_of(const Job<T>& job, std::int64_t panel) {
 
 // W of columns [begin, end), transposed; rows past the end and dead inputs are 0.
 template <class T>
-void load_weights(const Job<T>& job, std::int64_t panel, std::int64_t begin, std::int64_t end,
-                  T* to) {
+void load_weights(const Job<T>& job, std::int64_t panel, std::int64_t begin, std::int64_t end, T* to) {
   const std::int64_t rows = rows_of(job, panel);
   for (std::int64_t i = 0; i < kRows<T>; ++i) {
     const T* w = job.w + (panel * kRows<T> + i) * job.w_row;
@@ -373,19 +369,16 @@ void load_weights(const Job<T>& job, std::int64_t panel, std::int64_t begin, std
 }
 
 template <class T, class From, class To>
-void store(const Job<T>& job, std::int64_t panel, std::int64_t begin, std::int64_t end,
-           const From* from, To* to) {
+void store(const Job<T>& job, std::int64_t panel, std::int64_t begin, std::int64_t end, const From* from, To* to) {
   const std::int64_t rows = rows_of(job, panel);
   for (std::int64_t i = 0; i < rows; ++i) {
     To* row = to + (panel * kRows<T> + i) * job.n;
-    for (std::int64_t j = begin; j < end; ++j)
-      row[job.order[j]] = static_cast<To>(from[(j - begin) * kRows<T> + i]);
+    for (std::int64_t j = begin; j < end; ++j) row[job.order[j]] = static_cast<To>(from[(j - begin) * kRows<T> + i]);
   }
 }
 
 template <class T>
-void store_grid(const Job<T>& job, std::int64_t panel, std::int64_t group, const T* scale,
-                const T* zero) {
+void store_grid(const Job<T>& job, std::int64_t panel, std::int64_t group, const T* scale, const T* zero) {
   for (std::int64_t i = 0; i < rows_of(job, panel); ++i) {
     const std::int64_t at = (panel * kRows<T> + i) * job.groups + group;
     job.scales[at] = scale[i];
@@ -404,8 +397,7 @@ void load_grid(const Job<T>& job, std::int64_t panel, std::int64_t group, T* sca
 }
 
 template <class T>
-void begin_block(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::int64_t begin,
-                 std::int64_t end) {
+void begin_block(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::int64_t begin, std::int64_t end) {
   if (begin == 0) {
     for (int i = 0; i < kRows<T>; ++i) p.loss[i] = 0.0;
     p.loaded_group = -1;
@@ -418,19 +410,16 @@ void begin_block(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::int64_
 
 // C_j for columns [from, to) of the block that starts at `begin`, complete up to column `from`.
 template <class T>
-inline void load_chunk(const Job<T>& job, Panel<T>& p, std::int64_t begin, std::int64_t from,
-                       std::int64_t to) {
+inline void load_chunk(const Job<T>& job, Panel<T>& p, std::int64_t begin, std::int64_t from, std::int64_t to) {
   copy(p.chunk, p.base + (from - begin) * kRows<T>, (to - from) * kRows<T>);
   if (job.r) multiply(job, p.error, begin, from, from, to, p.chunk);
 }
 
 // The current weights of columns [from, to): the sweep with nothing rounded, so that D_j = -C_j / R_jj.
 template <class T>
-void look_ahead(const Job<T>& job, Panel<T>& p, std::int64_t begin, std::int64_t from,
-                std::int64_t to) {
+void look_ahead(const Job<T>& job, Panel<T>& p, std::int64_t begin, std::int64_t from, std::int64_t to) {
   if (!job.feedback) {
-    copy(p.current + (from - begin) * kRows<T>, p.weight + (from - begin) * kRows<T>,
-         (to - from) * kRows<T>);
+    copy(p.current + (from - begin) * kRows<T>, p.weight + (from - begin) * kRows<T>, (to - from) * kRows<T>);
     return;
   }
   for (std::int64_t a = from; a < to; a += kChunk) {
@@ -443,8 +432,7 @@ void look_ahead(const Job<T>& job, Panel<T>& p, std::int64_t begin, std::int64_t
       for (int i = 0; i < kRows<T>; i += kLanes<T>) {
         const V<T> x = vec(p.chunk + (j - a) * kRows<T> + i) * inverse;
         vec(d + i) = -x;
-        vec(p.current + (j - begin) * kRows<T> + i) =
-            vec(p.weight + (j - begin) * kRows<T> + i) + x;
+        vec(p.current + (j - begin) * kRows<T> + i) = vec(p.weight + (j - begin) * kRows<T> + i) + x;
       }
       for (std::int64_t l = j + 1; l < b; ++l)
         for (int i = 0; i < kRows<T>; i += kLanes<T>)
@@ -460,8 +448,7 @@ void scores(const Job<T>& job, Panel<T>& p, std::int64_t begin, std::int64_t fro
   for (std::int64_t j = from; j < to; ++j) {
     const T r = job.feedback ? job.r[j * (job.r_row + job.r_col)] : T(1);
     for (int i = 0; i < kRows<T>; i += kLanes<T>) {
-      vec(p.score + (j - begin) * kRows<T> + i) =
-          magnitude<T>(vec(p.current + (j - begin) * kRows<T> + i) * r);
+      vec(p.score + (j - begin) * kRows<T> + i) = magnitude<T>(vec(p.current + (j - begin) * kRows<T> + i) * r);
     }
   }
 }
@@ -476,8 +463,7 @@ void mask_rows(const T* score, std::int64_t columns, std::int64_t pruned, T* kep
     for (int bit = static_cast<int>(sizeof(T)) * 8 - 2; bit >= 0; --bit) {
       const I<T> candidate = threshold | (Int(1) << bit);
       I<T> below{};
-      for (std::int64_t j = 0; j < columns; ++j)
-        below -= bits<T>(vec(score + j * kRows<T> + row)) < candidate;
+      for (std::int64_t j = 0; j < columns; ++j) below -= bits<T>(vec(score + j * kRows<T> + row)) < candidate;
       threshold = below <= Int(pruned) ? candidate : threshold;
     }
     I<T> left = I<T>{} + Int(pruned);
@@ -508,8 +494,7 @@ void mask_pattern(const Job<T>& job, Panel<T>& p, std::int64_t begin, std::int64
       if (job.feedback) {
         const V<T> x = vec(ahead + j * kRows<T> + i) * inverse;
         w += x;
-        for (std::int64_t l = j + 1; l < width; ++l)
-          vec(ahead + l * kRows<T> + i) -= x * r[l * job.r_col];
+        for (std::int64_t l = j + 1; l < width; ++l) vec(ahead + l * kRows<T> + i) -= x * r[l * job.r_col];
       }
       vec(score + j * kRows<T> + i) = magnitude<T>(w * diagonal);
     }
@@ -531,8 +516,8 @@ void mask_pattern(const Job<T>& job, Panel<T>& p, std::int64_t begin, std::int64
 
 // Grids of the groups that start in columns [from, to), from the weights that are current now.
 template <class T>
-void find_group_grids(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::int64_t begin,
-                      std::int64_t from, std::int64_t to) {
+void find_group_grids(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::int64_t begin, std::int64_t from,
+                      std::int64_t to) {
   const std::int64_t g = job.group_size;
   const std::int64_t first = (from + g - 1) / g * g;
   if (first >= to) return;
@@ -548,9 +533,8 @@ void find_group_grids(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::i
 
 // Rounds column j, whose C_j is complete, and passes its error on to the columns of the chunk that follow.
 template <class T>
-inline void finish_column(const Job<T>& job, Panel<T>& p, std::int64_t begin, std::int64_t from,
-                          std::int64_t to, std::int64_t j, const T* scale, const T* zero,
-                          V<T> (&loss)[kVectors<T>]) {
+inline void finish_column(const Job<T>& job, Panel<T>& p, std::int64_t begin, std::int64_t from, std::int64_t to,
+                          std::int64_t j, const T* scale, const T* zero, V<T> (&loss)[kVectors<T>]) {
   const T* r = job.r + j * job.r_row;
   const T diagonal = job.r ? r[j * job.r_col] : T(0);
   const T inverse = job.feedback ? T(1) / diagonal : T(0);
@@ -599,8 +583,8 @@ inline std::int64_t next_multiple(std::int64_t x, std::int64_t unit) { return (x
 
 // Sweeps columns [from, to) of the block that starts at `begin`.
 template <class T>
-void sweep_columns(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::int64_t begin,
-                   std::int64_t from, std::int64_t to) {
+void sweep_columns(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::int64_t begin, std::int64_t from,
+                   std::int64_t to) {
   const bool dynamic = job.max_code > 0 && job.group_size > 0;
   const bool stale = job.stale_block > 0;
   const bool mask_here = job.sparsity > 0 && job.per_row;
@@ -610,8 +594,7 @@ void sweep_columns(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::int6
     std::int64_t b = smaller(a + width, to);
     if (dynamic) {
       const std::int64_t unit = stale ? job.stale_block : job.group_size;
-      if (a % unit == 0)
-        find_group_grids(job, p, panel, begin, a, stale ? smaller(a + unit, job.n) : a + 1);
+      if (a % unit == 0) find_group_grids(job, p, panel, begin, a, stale ? smaller(a + unit, job.n) : a + 1);
       b = smaller(b, next_multiple(a, unit));
     }
     if (mask_here) {
@@ -619,16 +602,14 @@ void sweep_columns(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::int6
       if (a % job.mask_block == 0) {
         scores(job, p, begin, a, end);
         mask_rows(p.score + (a - begin) * kRows<T>, end - a,
-                  pruned_before(job.sparsity, end) - pruned_before(job.sparsity, a),
-                  p.kept + (a - begin) * kRows<T>);
+                  pruned_before(job.sparsity, end) - pruned_before(job.sparsity, a), p.kept + (a - begin) * kRows<T>);
       }
       b = smaller(b, end);
     }
     load_chunk(job, p, begin, a, b);
     V<T> loss[kVectors<T>] = {};
     for (std::int64_t j = a; j < b; ++j) {
-      if (job.out_of > 0 && j % job.out_of == 0)
-        mask_pattern(job, p, begin, j, p.chunk + (j - a) * kRows<T>);
+      if (job.out_of > 0 && j % job.out_of == 0) mask_pattern(job, p, begin, j, p.chunk + (j - a) * kRows<T>);
       std::int64_t slot = 0;
       if (dynamic) {
         slot = j / job.group_size - begin / job.group_size;
@@ -636,20 +617,17 @@ void sweep_columns(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::int6
         p.loaded_group = job.group[j];
         load_grid(job, panel, p.loaded_group, p.scale, p.zero);
       }
-      finish_column(job, p, begin, a, b, j, p.scale + slot * kRows<T>, p.zero + slot * kRows<T>,
-                    loss);
+      finish_column(job, p, begin, a, b, j, p.scale + slot * kRows<T>, p.zero + slot * kRows<T>, loss);
     }
     for (int v = 0; v < kVectors<T>; ++v)
-      for (int lane = 0; lane < kLanes<T>; ++lane)
-        p.loss[v * kLanes<T> + lane] += static_cast<double>(loss[v][lane]);
+      for (int lane = 0; lane < kLanes<T>; ++lane) p.loss[v * kLanes<T> + lane] += static_cast<double>(loss[v][lane]);
     a = b;
   }
 }
 
 // Writes what was found in the block [begin, end).
 template <class T>
-void end_block(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::int64_t begin,
-               std::int64_t end) {
+void end_block(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::int64_t begin, std::int64_t end) {
   if (job.codes) store(job, panel, begin, end, p.code, job.codes);
   if (job.weights) store(job, panel, begin, end, p.value, job.weights);
   if (job.mask) store(job, panel, begin, end, p.kept, job.mask);
@@ -658,8 +636,7 @@ void end_block(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::int64_t 
 }
 
 template <class T>
-void run(const Job<T>& job, Panel<T>& p, std::int64_t panel, const std::int64_t* blocks,
-         std::int64_t n_blocks) {
+void run(const Job<T>& job, Panel<T>& p, std::int64_t panel, const std::int64_t* blocks, std::int64_t n_blocks) {
   for (std::int64_t k = 0; k < n_blocks; ++k) {
     begin_block(job, p, panel, blocks[k], blocks[k + 1]);
     sweep_columns(job, p, panel, blocks[k], blocks[k], blocks[k + 1]);
@@ -708,8 +685,8 @@ void range_to_grid(const Job<T>& job, T low, T high, int step, T* scale, T* zero
 template <class T>
 const PanelKernels<T>& panel_kernels() {
   static constexpr PanelKernels<T> kernels = {
-      run<T>,         begin_block<T>, scores<T>,      sweep_columns<T>,
-      end_block<T>,   fixed_grids<T>, grid_errors<T>, range_to_grid<T>,
+      run<T>,       begin_block<T>, scores<T>,      sweep_columns<T>,
+      end_block<T>, fixed_grids<T>, grid_errors<T>, range_to_grid<T>,
   };
   return kernels;
 }

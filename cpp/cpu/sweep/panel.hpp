@@ -34,7 +34,7 @@ struct Job {
   // the grid
   const std::int32_t* group;  // n, by sweep position; null where group_size > 0
   std::int64_t group_size, stale_block;
-  int max_code, zero;         // zero: that of a symmetric grid
+  int max_code, zero;  // zero: that of a symmetric grid
   bool symmetric, mse;
   double norm;
   int steps, scale_type;
@@ -47,18 +47,18 @@ struct Job {
 // A panel's memory. All arrays are columns x kPanelRows.
 template <class T>
 struct Panel {
-  T* error;            // n: D of the finished columns; ahead of the sweep, scratch of the look-ahead
-  T* base;             // block: C_j without the terms of the block itself
-  T* weight;           // block: W
-  T* current;          // block: the current weights that the last look-ahead found
-  T* chunk;            // chunk: C_j of the columns in work
-  T* value;            // block: Q
-  T* kept;             // block: 1 where the entry is kept, 0 where it is pruned
-  T* score;            // block: what a mask is chosen by
-  T* scale;            // groups of the block (at least 1)
-  T* zero;             // groups of the block (at least 1)
-  std::uint8_t* code;  // block
-  double* loss;        // 1
+  T* error;                   // n: D of the finished columns; ahead of the sweep, scratch of the look-ahead
+  T* base;                    // block: C_j without the terms of the block itself
+  T* weight;                  // block: W
+  T* current;                 // block: the current weights that the last look-ahead found
+  T* chunk;                   // chunk: C_j of the columns in work
+  T* value;                   // block: Q
+  T* kept;                    // block: 1 where the entry is kept, 0 where it is pruned
+  T* score;                   // block: what a mask is chosen by
+  T* scale;                   // groups of the block (at least 1)
+  T* zero;                    // groups of the block (at least 1)
+  std::uint8_t* code;         // block
+  double* loss;               // 1
   std::int64_t loaded_group;  // the fixed group whose grid stands in scale and zero
 };
 
@@ -74,19 +74,15 @@ struct PanelKernels {
               std::int64_t n_blocks);
   // The same in steps, for masks that need all rows: begin_block, then for each mask block `scores` (fills
   // memory.score), the caller's threshold (fills memory.kept) and `sweep_columns`; end_block writes the results.
-  void (*begin_block)(const Job<T>& job, Panel<T>& memory, std::int64_t panel, std::int64_t begin,
-                      std::int64_t end);
-  void (*scores)(const Job<T>& job, Panel<T>& memory, std::int64_t begin, std::int64_t from,
-                 std::int64_t to);
-  void (*sweep_columns)(const Job<T>& job, Panel<T>& memory, std::int64_t panel, std::int64_t begin,
-                        std::int64_t from, std::int64_t to);
-  void (*end_block)(const Job<T>& job, Panel<T>& memory, std::int64_t panel, std::int64_t begin,
-                    std::int64_t end);
+  void (*begin_block)(const Job<T>& job, Panel<T>& memory, std::int64_t panel, std::int64_t begin, std::int64_t end);
+  void (*scores)(const Job<T>& job, Panel<T>& memory, std::int64_t begin, std::int64_t from, std::int64_t to);
+  void (*sweep_columns)(const Job<T>& job, Panel<T>& memory, std::int64_t panel, std::int64_t begin, std::int64_t from,
+                        std::int64_t to);
+  void (*end_block)(const Job<T>& job, Panel<T>& memory, std::int64_t panel, std::int64_t begin, std::int64_t end);
   // The grids of fixed groups of the panel's rows (job.w, scales, zeros, grid; memory.weight and memory.scale).
   void (*grid)(const Job<T>& job, Panel<T>& memory, std::int64_t panel);
   // The summed error of every candidate of the MSE search on one range for all rows of the panel: errors[steps].
-  void (*grid_errors)(const Job<T>& job, Panel<T>& memory, std::int64_t panel, T low, T high,
-                      double* errors);
+  void (*grid_errors)(const Job<T>& job, Panel<T>& memory, std::int64_t panel, T low, T high, double* errors);
   // One grid from one range shrunk by 1 - step / 100.
   void (*range_to_grid)(const Job<T>& job, T low, T high, int step, T* scale, T* zero);
 };
@@ -95,10 +91,10 @@ struct PanelKernels {
 template <class T>
 const PanelKernels<T>& panel_kernels();
 
-#define QUADRIC_DECLARE_LEVEL(level)              \
-  namespace level {                               \
-  template <class T>                              \
-  const PanelKernels<T>& panel_kernels();         \
+#define QUADRIC_DECLARE_LEVEL(level)      \
+  namespace level {                       \
+  template <class T>                      \
+  const PanelKernels<T>& panel_kernels(); \
   }
 QUADRIC_DECLARE_LEVEL(baseline)
 QUADRIC_DECLARE_LEVEL(v3)

@@ -34,27 +34,22 @@ void check(const MatrixView<const T>& W, const Factor<T>& factor, const SweepOpt
                   "factor.R must be given where the error is fed back or the loss is asked for");
   QUADRIC_REQUIRE(grid.max_code >= 0 && grid.max_code <= 255, "grid.max_code must be in 0..255");
   QUADRIC_REQUIRE(grid.steps >= 1 && grid.steps <= 100, "grid.steps must be in 1..100");
-  QUADRIC_REQUIRE(options.keep >= 0 && options.keep <= options.out_of,
-                  "keep must be in 0..out_of");
-  QUADRIC_REQUIRE(options.out_of == 0 || n % options.out_of == 0,
-                  "out_of must divide the columns of W");
+  QUADRIC_REQUIRE(options.keep >= 0 && options.keep <= options.out_of, "keep must be in 0..out_of");
+  QUADRIC_REQUIRE(options.out_of == 0 || n % options.out_of == 0, "out_of must divide the columns of W");
   QUADRIC_REQUIRE(options.sparsity >= 0 && options.sparsity <= 1, "sparsity must be in 0..1");
-  QUADRIC_REQUIRE(options.sparsity == 0 || options.out_of == 0,
-                  "sparsity and out_of exclude each other");
+  QUADRIC_REQUIRE(options.sparsity == 0 || options.out_of == 0, "sparsity and out_of exclude each other");
   QUADRIC_REQUIRE(options.mask_block >= 1, "mask_block must be at least 1");
   QUADRIC_REQUIRE(options.group_size >= 0, "group_size must not be negative");
   QUADRIC_REQUIRE(options.stale_block >= 0, "stale_block must not be negative");
   if (grid.max_code > 0) {
     const std::int64_t groups =
         options.group_size > 0 ? (n + options.group_size - 1) / options.group_size : output.scales.cols;
-    QUADRIC_REQUIRE(output.scales.rows == W.rows && output.scales.cols == groups,
-                    "output.scales must be m x groups");
-    QUADRIC_REQUIRE(output.zeros.rows == W.rows && output.zeros.cols == groups,
-                    "output.zeros must be m x groups");
+    QUADRIC_REQUIRE(output.scales.rows == W.rows && output.scales.cols == groups, "output.scales must be m x groups");
+    QUADRIC_REQUIRE(output.zeros.rows == W.rows && output.zeros.cols == groups, "output.zeros must be m x groups");
     QUADRIC_REQUIRE(options.group_size > 0 || options.group != nullptr || n == 0,
                     "group must be given where group_size is 0");
-    QUADRIC_REQUIRE(options.group_size == 0 || options.out_of == 0 ||
-                        options.group_size % options.out_of == 0 || options.group_size >= n,
+    QUADRIC_REQUIRE(options.group_size == 0 || options.out_of == 0 || options.group_size % options.out_of == 0 ||
+                        options.group_size >= n,
                     "group_size must be a multiple of out_of");
   }
 }
@@ -71,8 +66,7 @@ std::vector<std::int64_t> plan_blocks(std::int64_t n, const SweepOptions& option
       const std::int64_t last = (std::min(j + options.stale_block, n) - 1) / group * group;
       if (last >= j) reach = std::max(reach, last + group);
     }
-    if (options.sparsity > 0 && j % options.mask_block == 0)
-      reach = std::max(reach, j + options.mask_block);
+    if (options.sparsity > 0 && j % options.mask_block == 0) reach = std::max(reach, j + options.mask_block);
     if (options.out_of > 0 && j % options.out_of == 0) reach = std::max(reach, j + options.out_of);
   }
   if (n > 0) blocks.push_back(n);
@@ -82,8 +76,8 @@ std::vector<std::int64_t> plan_blocks(std::int64_t n, const SweepOptions& option
 // Sets `kept` of columns [from, to) in all panels: 0 for the `pruned` lowest scores, ties by row, then by column.
 // Scores are not negative, so their bits order like the numbers: two or four passes of 16 bits each find the threshold.
 template <class T>
-void threshold_all_rows(int n_threads, std::vector<Panel<T>>& panels, std::int64_t m,
-                        std::int64_t offset, std::int64_t columns, std::int64_t pruned) {
+void threshold_all_rows(int n_threads, std::vector<Panel<T>>& panels, std::int64_t m, std::int64_t offset,
+                        std::int64_t columns, std::int64_t pruned) {
   using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
   constexpr std::int64_t P = kPanelRows<T>;
   constexpr int kDigit = 16;
@@ -161,8 +155,7 @@ void sweep_in_step(int n_threads, const Job<T>& job, const std::vector<std::int6
         if (a == begin) kernels.begin_block(job, panels[panel], panel, begin, end);
         kernels.scores(job, panels[panel], begin, a, b);
       });
-      threshold_all_rows(n_threads, panels, job.m, a - begin, b - a,
-                         pruned_before(b) - pruned_before(a));
+      threshold_all_rows(n_threads, panels, job.m, a - begin, b - a, pruned_before(b) - pruned_before(a));
       parallel_for(n_threads, n_panels, [&](std::int64_t panel, int) {
         kernels.sweep_columns(job, panels[panel], panel, begin, a, b);
         if (b == end) kernels.end_block(job, panels[panel], panel, begin, end);
@@ -175,8 +168,8 @@ void sweep_in_step(int n_threads, const Job<T>& job, const std::vector<std::int6
 }  // namespace
 
 template <class T>
-void sweep(const Execution& exec, MatrixView<const T> W, const Factor<T>& factor,
-           const SweepOptions& options, const SweepOutput<T>& output) {
+void sweep(const Execution& exec, MatrixView<const T> W, const Factor<T>& factor, const SweepOptions& options,
+           const SweepOutput<T>& output) {
   check(W, factor, options, output);
   if (W.rows == 0) return;
   if (W.cols == 0) {
@@ -207,8 +200,7 @@ void sweep(const Execution& exec, MatrixView<const T> W, const Factor<T>& factor
 
   const std::vector<std::int64_t> blocks = plan_blocks(W.cols, options);
   Widths widths = {1, std::max<std::int64_t>(options.out_of, 8), 1};
-  for (std::size_t k = 0; k + 1 < blocks.size(); ++k)
-    widths.block = std::max(widths.block, blocks[k + 1] - blocks[k]);
+  for (std::size_t k = 0; k + 1 < blocks.size(); ++k) widths.block = std::max(widths.block, blocks[k + 1] - blocks[k]);
   if (options.group_size > 0) widths.groups = widths.block / options.group_size + 1;
 
   const std::int64_t n_panels = (W.rows + kPanelRows<T> - 1) / kPanelRows<T>;
@@ -221,14 +213,13 @@ void sweep(const Execution& exec, MatrixView<const T> W, const Factor<T>& factor
   const auto& kernels = detail::panel_kernels<T>();
   detail::Workspace<T> workspace(n_threads, W.cols, widths);
   parallel_for(n_threads, n_panels, [&](std::int64_t panel, int worker) {
-    kernels.run(job, workspace.panels()[worker], panel, blocks.data(),
-                static_cast<std::int64_t>(blocks.size()) - 1);
+    kernels.run(job, workspace.panels()[worker], panel, blocks.data(), static_cast<std::int64_t>(blocks.size()) - 1);
   });
 }
 
-template QUADRIC_API void sweep(const Execution&, MatrixView<const float>, const Factor<float>&,
-                                const SweepOptions&, const SweepOutput<float>&);
-template QUADRIC_API void sweep(const Execution&, MatrixView<const double>, const Factor<double>&,
-                                const SweepOptions&, const SweepOutput<double>&);
+template QUADRIC_API void sweep(const Execution&, MatrixView<const float>, const Factor<float>&, const SweepOptions&,
+                                const SweepOutput<float>&);
+template QUADRIC_API void sweep(const Execution&, MatrixView<const double>, const Factor<double>&, const SweepOptions&,
+                                const SweepOutput<double>&);
 
 }  // namespace quadric::sweep

@@ -19,8 +19,8 @@ class Workspace {
     constexpr std::int64_t P = kPanelRows<T>;
     const std::int64_t floats = (error_columns + 6 * widths.block + widths.chunk + 2 * widths.groups) * P;
     const std::int64_t bytes = floats * sizeof(T) + round_up(widths.block * P) + P * sizeof(double);
-    memory_.reset(static_cast<char*>(
-        ::operator new(static_cast<std::size_t>(count * bytes), std::align_val_t(kAlign))));
+    memory_.reset(
+        static_cast<char*>(::operator new(static_cast<std::size_t>(count * bytes), std::align_val_t(kAlign))));
     char* at = memory_.get();
     const auto take = [&at](std::int64_t size) {
       char* piece = at;
@@ -60,8 +60,7 @@ class Workspace {
 
 // The part of a job that a grid search needs too.
 template <class T>
-Job<T> make_job(MatrixView<const T> W, const GridOptions& grid, MatrixView<T> scales,
-                MatrixView<std::uint8_t> zeros) {
+Job<T> make_job(MatrixView<const T> W, const GridOptions& grid, MatrixView<T> scales, MatrixView<std::uint8_t> zeros) {
   Job<T> job{};
   job.w = W.data;
   job.w_row = W.row_stride;

@@ -14,14 +14,13 @@ namespace quadric {
 template <class T>
 struct BlasRoutines {
   // C = alpha op(A) op(B) + beta C
-  void (*gemm)(char* transa, char* transb, int* m, int* n, int* k, T* alpha, T* a, int* lda, T* b,
-               int* ldb, T* beta, T* c, int* ldc) = nullptr;
+  void (*gemm)(char* transa, char* transb, int* m, int* n, int* k, T* alpha, T* a, int* lda, T* b, int* ldb, T* beta,
+               T* c, int* ldc) = nullptr;
   // C = alpha op(A) op(A)^T + beta C on one triangle
-  void (*syrk)(char* uplo, char* trans, int* n, int* k, T* alpha, T* a, int* lda, T* beta, T* c,
-               int* ldc) = nullptr;
+  void (*syrk)(char* uplo, char* trans, int* n, int* k, T* alpha, T* a, int* lda, T* beta, T* c, int* ldc) = nullptr;
   // B = alpha op(A)^-1 B or alpha B op(A)^-1 with a triangular A
-  void (*trsm)(char* side, char* uplo, char* transa, char* diag, int* m, int* n, T* alpha, T* a,
-               int* lda, T* b, int* ldb) = nullptr;
+  void (*trsm)(char* side, char* uplo, char* transa, char* diag, int* m, int* n, T* alpha, T* a, int* lda, T* b,
+               int* ldb) = nullptr;
   // Cholesky factorization in place on one triangle
   void (*potrf)(char* uplo, int* n, T* a, int* lda, int* info) = nullptr;
 };

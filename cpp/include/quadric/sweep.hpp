@@ -67,11 +67,11 @@ enum class ScaleType { working, float16, bfloat16 };  // what the scales are rou
 
 // codes 0..max_code stand for scale * (code - zero).
 struct GridOptions {
-  int max_code = 0;         // 2^bits - 1, 2 for ternary; 0 = no quantization
-  bool symmetric = false;   // zero = (max_code + 1) / 2
-  bool mse = false;         // shrink the range to the smallest sum |error|^norm, else minmax
-  double norm = 2.0;        // the exponent of that search; the original GPTQ code has 2.4
-  int steps = 80;           // candidates of that search: ranges of 1, 0.99, 0.98, ... of minmax
+  int max_code = 0;        // 2^bits - 1, 2 for ternary; 0 = no quantization
+  bool symmetric = false;  // zero = (max_code + 1) / 2
+  bool mse = false;        // shrink the range to the smallest sum |error|^norm, else minmax
+  double norm = 2.0;       // the exponent of that search; the original GPTQ code has 2.4
+  int steps = 80;          // candidates of that search: ranges of 1, 0.99, 0.98, ... of minmax
   ScaleType scale_type = ScaleType::working;
 };
 
@@ -79,11 +79,11 @@ struct GridOptions {
 // Cost: one read of W; with `mse` up to `steps` powers per entry.
 template <class T>
 QUADRIC_API void grid(const Execution& exec,
-                      MatrixView<const T> W,       // m x n, any strides
-                      std::int64_t group_size,     // >= 1
-                      bool per_tensor,             // one grid for the whole matrix; group_size must be n
-                      const GridOptions& options,  //
-                      MatrixView<T> scales,        // m x ceil(n / group_size), contiguous rows
+                      MatrixView<const T> W,            // m x n, any strides
+                      std::int64_t group_size,          // >= 1
+                      bool per_tensor,                  // one grid for the whole matrix; group_size must be n
+                      const GridOptions& options,       //
+                      MatrixView<T> scales,             // m x ceil(n / group_size), contiguous rows
                       MatrixView<std::uint8_t> zeros);  // the same shape
 
 struct SweepOptions {
@@ -123,7 +123,6 @@ template <class T>
 QUADRIC_API void sweep(const Execution& exec,
                        MatrixView<const T> W,    // m x n, any strides
                        const Factor<T>& factor,  //
-                       const SweepOptions& options,
-                       const SweepOutput<T>& output);
+                       const SweepOptions& options, const SweepOutput<T>& output);
 
 }  // namespace quadric::sweep

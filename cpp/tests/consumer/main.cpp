@@ -80,7 +80,7 @@ void check_sweep(double tolerance) {
 int main() {
   quadric::set_blas(quadric::fortran_blas());
   std::printf("instruction set: %s\n", quadric::simd_name(quadric::simd_level()).c_str());
-  check_sweep<float>(1e-6);    // a handful of roundings of numbers near 1
+  check_sweep<float>(1e-6);  // a handful of roundings of numbers near 1
   check_sweep<double>(1e-15);
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

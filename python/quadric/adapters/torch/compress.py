@@ -80,7 +80,9 @@ def compress(
         compressed. One more pass for each group of layers that share an input.
     asymmetric : bool, optional
         Aim at the outputs of the uncompressed model, not at those on the compressed inputs
-        (GPTAQ). Twice the passes, and twice the memory for block inputs and Hessians.
+        (GPTAQ). Twice the memory for block inputs and Hessians, and twice the passes of
+        `true_sequential`, which it implies: layers calibrated together would each make up for the
+        same error that came before them.
     on_failure : {"raise", "skip", "round_to_nearest"}, optional
         What to do with a layer that no token reached, or whose Hessian cannot be factored. The
         last two say so in the layer's row.
@@ -141,7 +143,7 @@ def compress(
                 "recipe": digest_of(recipe.to_dict()),
                 "model": model_digest(model),
                 "calibration batches": digest_of(batches),
-                "options": digest_of([blocks, true_sequential, asymmetric, backend]),
+                "options": digest_of([blocks, true_sequential or asymmetric, asymmetric, backend]),
             }
             store = WorkDir(work_dir, fingerprint)
         bar = Progress(sum(layer.weight.numel() for layer in plan.rules), show=progress)
@@ -151,7 +153,7 @@ def compress(
             plan=plan,
             store=store,
             progress=bar,
-            true_sequential=true_sequential,
+            true_sequential=true_sequential or asymmetric,
             asymmetric=asymmetric,
             on_failure=on_failure,
             options=options,

@@ -1,0 +1,1 @@
+"""Side-by-side benchmarks: quadric, its peers and the machine's ceilings in one process."""

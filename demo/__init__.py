@@ -1,0 +1,1 @@
+"""Runnable demonstrations of quadric on real models."""

@@ -1,0 +1,3 @@
+"""The examples in these pages are tests; the configuration of Sphinx is not."""
+
+collect_ignore = ["conf.py"]
