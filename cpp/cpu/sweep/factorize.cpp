@@ -102,30 +102,37 @@ template <class T>
 double symmetry_defect(const Execution& exec, MatrixView<const T> H) {
   QUADRIC_REQUIRE(H.rows == H.cols, "H must be square");
   const std::int64_t n = H.rows;
-  struct Extent {
-    T defect = 0, largest = 0, sum = 0;
+  struct Extent {  // one for each column of a tile, so that the inner loop vectorizes
+    T defect[kTile] = {}, largest[kTile] = {}, sum[kTile] = {};
   };
   std::vector<Extent> found(static_cast<std::size_t>(tiles(n)));
   for_lower_tiles(exec, n, [&](std::int64_t t, std::int64_t r0, std::int64_t r1, std::int64_t c0, std::int64_t c1) {
-    Extent extent = found[t];
-    for (std::int64_t i = r0; i < r1; ++i) {
-      for (std::int64_t j = c0; j < c1; ++j) {
-        const T a = H(i, j), b = H(j, i);
-        extent.defect = std::max(extent.defect, std::abs(a - b));
-        extent.largest = std::max(extent.largest, std::max(std::abs(a), std::abs(b)));
-        extent.sum += (a - a) + (b - b);  // NaN as soon as an entry is NaN or infinite
+    T tile[kTile][kTile], mirror[kTile][kTile];
+    for (std::int64_t i = r0; i < r1; ++i)
+      for (std::int64_t j = c0; j < c1; ++j) tile[i - r0][j - c0] = H(i, j);
+    for (std::int64_t j = c0; j < c1; ++j)
+      for (std::int64_t i = r0; i < r1; ++i) mirror[i - r0][j - c0] = H(j, i);
+    Extent& extent = found[t];
+    for (std::int64_t i = 0; i < r1 - r0; ++i) {
+      for (std::int64_t j = 0; j < c1 - c0; ++j) {
+        const T x = tile[i][j], y = mirror[i][j];
+        const T defect = std::abs(x - y), larger = std::abs(x) > std::abs(y) ? std::abs(x) : std::abs(y);
+        extent.defect[j] = defect > extent.defect[j] ? defect : extent.defect[j];
+        extent.largest[j] = larger > extent.largest[j] ? larger : extent.largest[j];
+        extent.sum[j] += (x - x) + (y - y);  // NaN as soon as an entry is NaN or infinite
       }
     }
-    found[t] = extent;
   });
-  Extent all;
+  T defect = 0, largest = 0, sum = 0;
   for (const Extent& extent : found) {
-    all.defect = std::max(all.defect, extent.defect);
-    all.largest = std::max(all.largest, extent.largest);
-    all.sum += extent.sum;
+    for (std::int64_t j = 0; j < kTile; ++j) {
+      defect = std::max(defect, extent.defect[j]);
+      largest = std::max(largest, extent.largest[j]);
+      sum += extent.sum[j];
+    }
   }
-  if (std::isnan(all.sum)) return std::numeric_limits<double>::quiet_NaN();
-  return all.largest > 0 ? static_cast<double>(all.defect) / static_cast<double>(all.largest) : 0.0;
+  if (std::isnan(sum)) return std::numeric_limits<double>::quiet_NaN();
+  return largest > 0 ? static_cast<double>(defect) / static_cast<double>(largest) : 0.0;
 }
 
 template <class T>

@@ -32,7 +32,7 @@ from quadric.threads import blas_limit
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
-ROWS = 256  # rows of W in a tile, at most
+ROWS = 192  # rows of W in a tile, at most
 BLOCK = 128  # columns, at least, between two large products
 SEGMENT = 32  # columns whose C the compiled recurrence completes
 
