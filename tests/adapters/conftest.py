@@ -1,4 +1,7 @@
-"""The models here are tiny: threads cost more than they give, most of all under pytest-xdist."""
+"""The models here are tiny: threads cost more than they give, most of all under pytest-xdist.
+
+Their weights and inputs are random, and the same in every run.
+"""
 
 from collections.abc import Iterator
 
@@ -12,3 +15,8 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
