@@ -1,0 +1,141 @@
+// SIMD vectors of any width, for files that are compiled once per instruction set (quadric_simd_sources in
+// cpp/CMakeLists.txt). QUADRIC_VECTOR_BYTES is the register width. Everything here has internal linkage: a copy that
+// the linker could share with the rest of the library might be the one with instructions that this processor lacks.
+#pragma once
+
+#include <cstdint>
+
+namespace quadric::QUADRIC_LEVEL {
+namespace {
+
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+  using V = float __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
+  using I = std::int32_t __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
+  using Int = std::int32_t;
+  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, half to even
+  static constexpr int kFraction = 23;          // bits of the significand after the point
+  static constexpr Int kSqrtHalf = 0x3f3504f3;  // bits of sqrt(1/2)
+  static constexpr float kMinExponent = -126.0f;
+  static constexpr float kSubnormal = 1.40129846e-45f;
+  static constexpr float kTiny = 1.17549435e-38f;
+  static constexpr float kMax = 3.4028235e38f;
+};
+template <>
+struct Simd<double> {
+  using V = double __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
+  using I = std::int64_t __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
+  using Int = std::int64_t;
+  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr int kFraction = 52;
+  static constexpr Int kSqrtHalf = 0x3fe6a09e667f3bcd;
+  static constexpr double kMinExponent = -1022.0;
+  static constexpr double kSubnormal = 4.9406564584124654e-324;
+  static constexpr double kTiny = 2.2250738585072014e-308;
+  static constexpr double kMax = 1.7976931348623157e308;
+};
+
+template <class T>
+using V = typename Simd<T>::V;
+template <class T>
+using I = typename Simd<T>::I;
+
+template <class T>
+constexpr int kLanes = QUADRIC_VECTOR_BYTES / sizeof(T);
+// Memory as vectors; p is aligned to the width of a vector.
+template <class T>
+inline V<T>& vec(T* p) {
+  return *reinterpret_cast<V<T>*>(p);
+}
+template <class T>
+inline const V<T>& vec(const T* p) {
+  return *reinterpret_cast<const V<T>*>(p);
+}
+template <class T>
+inline V<T> splat(T x) {
+  return x - V<T>{};  // + would turn -0 into 0 and so cost an instruction
+}
+template <class T>
+inline V<T> lower(V<T> a, V<T> b) {
+  return a < b ? a : b;
+}
+template <class T>
+inline V<T> higher(V<T> a, V<T> b) {
+  return a > b ? a : b;
+}
+// Nearest integer, half to even, for |x| < 2^22 (float) or 2^51 (double).
+template <class T>
+inline V<T> nearest(V<T> x) {
+  return (x + Simd<T>::kRound) - Simd<T>::kRound;
+}
+template <class T>
+inline I<T> bits(V<T> x) {
+  return reinterpret_cast<I<T>&>(x);
+}
+template <class T>
+inline V<T> from_bits(I<T> x) {
+  return reinterpret_cast<V<T>&>(x);
+}
+template <class T>
+inline V<T> magnitude(V<T> x) {
+  constexpr typename Simd<T>::Int kSign = typename Simd<T>::Int(1) << (sizeof(T) * 8 - 1);
+  return from_bits<T>(bits<T>(x) & ~kSign);
+}
+inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+template <class T>
+inline void copy(T* to, const T* from, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
+// x^p for x >= 0 and p >= 0 as 2^(p log2 x); relative error about 4e-7 (float), 1e-14 (double); 0 gives a tiny number.
+template <class T>
+inline V<T> power(V<T> x, T p) {
+  using S = Simd<T>;
+  const I<T> offset = bits<T>(x) - S::kSqrtHalf;
+  const I<T> exponent = offset >> S::kFraction;  // x = m 2^exponent with m in [sqrt(1/2), sqrt(2))
+  const V<T> m = from_bits<T>(bits<T>(x) - (exponent << S::kFraction));
+  V<T> log2_m;
+  if constexpr (sizeof(T) == 4) {  // minimax polynomial of log2(1 + z) / z, relative error 1.7e-7
+    const V<T> z = m - T(1);
+    V<T> s = splat<T>(-0.14620353f);
+    s = s * z + 0.23420985f;
+    s = s * z - 0.24882181f;
+    s = s * z + 0.2870756f;
+    s = s * z - 0.36024198f;
+    s = s * z + 0.48092404f;
+    s = s * z - 0.72135276f;
+    s = s * z + 1.4426949f;
+    log2_m = s * z;
+  } else {  // 2 atanh(u) / ln 2 with u = (m - 1) / (m + 1), |u| < 0.1716
+    const V<T> u = (m - T(1)) / (m + T(1));
+    const V<T> u2 = u * u;
+    V<T> s = splat<T>(T(1) / T(25));
+    for (int k = 23; k >= 1; k -= 2) s = s * u2 + T(1) / T(k);
+    log2_m = u * s * T(2.8853900817779268147);
+  }
+  V<T> y = (__builtin_convertvector(exponent, V<T>) + log2_m) * p;
+  y = higher<T>(y, splat<T>(S::kMinExponent));
+  const V<T> whole = nearest<T>(y);
+  V<T> e;
+  if constexpr (sizeof(T) == 4) {  // minimax polynomial of 2^f, |f| <= 1/2
+    const V<T> f = y - whole;
+    e = splat<T>(0.00015469732f);
+    e = e * f + 0.0013400433f;
+    e = e * f + 0.009618025f;
+    e = e * f + 0.055503272f;
+    e = e * f + 0.2402265f;
+    e = e * f + 0.6931472f;
+    e = e * f + 1.0f;
+  } else {  // exp(f), |f| < 0.3466
+    const V<T> f = (y - whole) * T(0.69314718055994530942);
+    e = splat<T>(T(1));
+    for (int k = 14; k >= 1; --k) e = e * f * (T(1) / T(k)) + T(1);
+  }
+  return from_bits<T>(bits<T>(e) + (__builtin_convertvector(whole, I<T>) << S::kFraction));
+}
+
+}  // namespace
+}  // namespace quadric::QUADRIC_LEVEL
