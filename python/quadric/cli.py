@@ -243,6 +243,8 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"--text {path} is not UTF-8: {error}") from error
+    except OSError as error:
+        raise ValueError(f"--text {path} cannot be read: {error.strerror}") from error
 
 
 def _tokenize(
