@@ -1,7 +1,6 @@
 """The ``quadric`` command: compress a model folder, inspect a checkpoint, show the build."""
 
 import argparse
-import json
 import os
 import sys
 import warnings
@@ -215,13 +214,12 @@ def _recipe(args: argparse.Namespace) -> "Recipe":
 
 
 def _config(model_dir: Path) -> dict[str, Any]:
+    from quadric.adapters.torch.files import read_json
+
     path = model_dir / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{model_dir} is no model folder: it has no config.json")
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    config = read_json(path)
     if "quantization_config" in config:
         raise ValueError(f"{model_dir} is quantized already")
     return config

@@ -116,7 +116,8 @@ void begin_block(const Job<T>& job, Panel<T>& p, std::int64_t panel, std::int64_
   }
   load_weights(job, panel, begin, end, p.weight);
   for (std::int64_t i = 0; i < (end - begin) * kRows<T>; ++i) p.base[i] = T(0);
-  for (std::int64_t i = 0; i < (end - begin) * kRows<T>; ++i) p.kept[i] = T(1);
+  if (job.mask)  // stays so where nothing is pruned
+    for (std::int64_t i = 0; i < (end - begin) * kRows<T>; ++i) p.kept[i] = T(1);
   if (job.r) multiply(job, p.error, 0, begin, begin, end, p.base);
 }
 
@@ -125,6 +126,16 @@ template <class T>
 inline void load_chunk(const Job<T>& job, Panel<T>& p, std::int64_t begin, std::int64_t from, std::int64_t to) {
   copy(p.chunk, p.base + (from - begin) * kRows<T>, (to - from) * kRows<T>);
   if (job.r) multiply(job, p.error, begin, from, from, to, p.chunk);
+}
+
+// C_l += D_j R_jl for the columns l > j of the chunk [from, to).
+template <class T>
+inline void pass_on(const Job<T>& job, Panel<T>& p, std::int64_t from, std::int64_t to, std::int64_t j) {
+  const T* d = p.error + j * kRows<T>;
+  const T* r = job.r + j * job.r_row;
+  for (std::int64_t l = j + 1; l < to; ++l)
+    for (int i = 0; i < kRows<T>; i += kLanes<T>)
+      vec(p.chunk + (l - from) * kRows<T> + i) += vec(d + i) * r[l * job.r_col];
 }
 
 // The current weights of columns [from, to): the sweep with nothing rounded, so that D_j = -C_j / R_jj.
@@ -146,9 +157,7 @@ void look_ahead(const Job<T>& job, Panel<T>& p, std::int64_t begin, std::int64_t
         vec(d + i) = -x;
         vec(p.current + (j - begin) * kRows<T> + i) = vec(p.weight + (j - begin) * kRows<T> + i) + x;
       }
-      for (std::int64_t l = j + 1; l < b; ++l)
-        for (int i = 0; i < kRows<T>; i += kLanes<T>)
-          vec(p.chunk + (l - a) * kRows<T> + i) += vec(d + i) * r[l * job.r_col];
+      pass_on(job, p, a, b, j);
     }
   }
 }
@@ -280,10 +289,7 @@ inline void finish_column(const Job<T>& job, Panel<T>& p, std::int64_t begin, st
     const V<T> e = c + error * diagonal;
     loss[v] += e * e;
   }
-  if (!job.r) return;
-  for (std::int64_t l = j + 1; l < to; ++l)
-    for (int i = 0; i < kRows<T>; i += kLanes<T>)
-      vec(p.chunk + (l - from) * kRows<T> + i) += vec(d + i) * r[l * job.r_col];
+  if (job.r) pass_on(job, p, from, to, j);
 }
 
 // How many of the first `columns` columns of a row a sparsity leaves at 0.

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from quadric.sweep.numba import blas
 from quadric.sweep.numba.jit import compiled
 from quadric.sweep.numba.parallel import run
-from quadric.threads import blas_limit
 
 Array = NDArray[Any]
 
@@ -99,11 +98,10 @@ def cholesky(A: Array, diagonal: NDArray[np.float64], n_threads: int) -> int:
         A[rows, rows] = np.triu(A[rows, rows])
 
     run(rebuild, len(starts), n_threads)
-    with blas_limit(1):
-        for k, start in enumerate(starts):
-            pivot = _step(A, starts[k:], n_threads)
-            if pivot >= 0:
-                return n - 1 - (start + pivot)
+    for k, start in enumerate(starts):
+        pivot = _step(A, starts[k:], n_threads)
+        if pivot >= 0:
+            return n - 1 - (start + pivot)
     run(clear, len(starts), n_threads)
     return -1
 
