@@ -6,6 +6,7 @@
 
 #include <optional>
 
+#include "quadric/execution.hpp"
 #include "quadric/status.hpp"
 #include "quadric/view.hpp"
 
@@ -15,6 +16,12 @@ namespace py = pybind11;
 
 template <class T>
 using Array = py::array_t<T, 0>;  // no flags: together with noconvert() nothing is copied
+
+inline Execution threads(int n_threads) {
+  Execution exec;
+  exec.n_threads = n_threads;
+  return exec;
+}
 
 template <class T>
 MatrixView<const T> view(const Array<T>& a, const char* name) {
@@ -49,6 +56,27 @@ const T* vector(const Array<T>& a, const char* name, std::int64_t size) {
 template <class T>
 const T* vector(const std::optional<Array<T>>& a, const char* name, std::int64_t size) {
   return a ? vector(*a, name, size) : nullptr;
+}
+
+template <class T>
+T* mutable_vector(Array<T>& a, const char* name, std::int64_t size) {
+  vector(a, name, size);
+  return a.mutable_data();  // throws if read-only
+}
+
+template <class T>
+T* mutable_vector(std::optional<Array<T>>& a, const char* name, std::int64_t size) {
+  return a ? mutable_vector(*a, name, size) : nullptr;
+}
+
+// A contiguous array of this shape, as memory.
+template <class T>
+T* block(Array<T>& a, const char* name, std::initializer_list<std::int64_t> shape) {
+  bool fits = a.ndim() == static_cast<py::ssize_t>(shape.size()) && (a.flags() & py::array::c_style) != 0;
+  py::ssize_t axis = 0;
+  for (std::int64_t size : shape) fits = fits && a.shape(axis++) == size;
+  if (!fits) throw invalid_argument(std::string(name) + " must be contiguous and have the right shape");
+  return a.mutable_data();
 }
 
 }  // namespace quadric::python

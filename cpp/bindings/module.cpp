@@ -11,7 +11,9 @@ namespace py = pybind11;
 
 namespace quadric::python {
 
+void register_linalg(py::module_& m);
 void register_sweep(py::module_& m);
+void register_woodbury(py::module_& m);
 
 namespace {
 
@@ -64,8 +66,12 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         return names;
       },
       "The instruction-set levels that run on this processor, lowest first.");
+  py::module_ linalg = m.def_submodule("linalg", "Kernels that several families stand on.");
+  register_linalg(linalg);
   py::module_ sweep = m.def_submodule("sweep", "Kernels of the sweep family.");
   register_sweep(sweep);
+  py::module_ woodbury = m.def_submodule("woodbury", "Kernels of the woodbury family.");
+  register_woodbury(woodbury);
 }
 
 }  // namespace quadric::python

@@ -7,12 +7,6 @@
 namespace quadric::python {
 namespace {
 
-Execution threads(int n_threads) {
-  Execution exec;
-  exec.n_threads = n_threads;
-  return exec;
-}
-
 sweep::GridOptions grid_options(int max_code, bool symmetric, bool mse, double norm, int steps, int scale_bits) {
   sweep::GridOptions options;
   options.max_code = max_code;

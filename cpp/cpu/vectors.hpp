@@ -13,6 +13,7 @@ struct Simd;
 template <>
 struct Simd<float> {
   using V = float __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
+  using Loose = float __attribute__((vector_size(QUADRIC_VECTOR_BYTES), aligned(sizeof(float)), may_alias));
   using I = std::int32_t __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
   using Int = std::int32_t;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, half to even
@@ -26,6 +27,7 @@ struct Simd<float> {
 template <>
 struct Simd<double> {
   using V = double __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
+  using Loose = double __attribute__((vector_size(QUADRIC_VECTOR_BYTES), aligned(sizeof(double)), may_alias));
   using I = std::int64_t __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
   using Int = std::int64_t;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
@@ -53,9 +55,33 @@ template <class T>
 inline const V<T>& vec(const T* p) {
   return *reinterpret_cast<const V<T>*>(p);
 }
+// The same at any address.
+template <class T>
+inline typename Simd<T>::Loose& loose(T* p) {
+  return *reinterpret_cast<typename Simd<T>::Loose*>(p);
+}
+template <class T>
+inline const typename Simd<T>::Loose& loose(const T* p) {
+  return *reinterpret_cast<const typename Simd<T>::Loose*>(p);
+}
 template <class T>
 inline V<T> splat(T x) {
   return x - V<T>{};  // + would turn -0 into 0 and so cost an instruction
+}
+// x as it is after rounding: keeps the compiler from fusing the product that made it with a later addition, where two
+// places must round alike.
+template <class T>
+inline V<T> rounded(V<T> x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#else
+  asm("" : "+m"(x));
+#endif
+  return x;
 }
 template <class T>
 inline V<T> lower(V<T> a, V<T> b) {

@@ -1,12 +1,17 @@
-// Links the installed library and checks one sweep against numbers worked out by hand.
+// Links the installed library and checks a few small calls against numbers worked out by hand.
 //
-// H = [[4, 2], [2, 2]] = R R^T with R = [[sqrt 2, sqrt 2], [0, sqrt 2]]. W = [[0.6, 0.2]] on the grid of whole numbers
-// 0..3. The first column: t = 0.6, q = 1, D = -0.4, e = -0.4 sqrt 2. It leaves C = -0.4 sqrt 2 to the second:
+// Sweep. H = [[4, 2], [2, 2]] = R R^T with R = [[sqrt 2, sqrt 2], [0, sqrt 2]]. W = [[0.6, 0.2]] on the grid of whole
+// numbers 0..3. The first column: t = 0.6, q = 1, D = -0.4, e = -0.4 sqrt 2. It leaves C = -0.4 sqrt 2 to the second:
 // t = 0.2 - 0.4 = -0.2, q = 0, D = 0.2, e = -0.4 sqrt 2 + 0.2 sqrt 2. Loss = 0.32 + 0.08 = 0.4, and indeed
 // D H D^T = 4 * 0.16 - 2 * 2 * 0.08 + 2 * 0.04 = 0.4.
+//
+// Woodbury. One gradient (2, 2) and lambda = 1: F = [[5, 4], [4, 5]], F^-1 = [[5, -4], [-4, 5]] / 9. Without the first
+// of the weights (1, 1) the second one becomes 1 + 4 / 5, and the loss is (5 - 16 / 5) / 2 = 0.9.
 #include <quadric/blas_fortran.hpp>
+#include <quadric/linalg.hpp>
 #include <quadric/simd.hpp>
 #include <quadric/sweep.hpp>
+#include <quadric/woodbury.hpp>
 
 #include <cmath>
 #include <cstdio>
@@ -75,6 +80,46 @@ void check_sweep(double tolerance) {
   expect(thrown, "a wrong argument is named");
 }
 
+template <class T>
+void check_woodbury(double tolerance) {
+  using namespace quadric;
+  const Execution exec;
+  const T g[] = {2, 2}, w[] = {1, 1};
+  woodbury::BlockSource rows;
+  rows.rows.data = g;
+  rows.rows.storage = sizeof(T) == 8 ? Storage::float64 : Storage::float32;
+  rows.rows.rows = 1;
+  rows.rows.cols = rows.rows.row_stride = rows.d = rows.block_size = 2;
+  rows.count = 1;
+  rows.damping = 1;
+  double packs[3 * woodbury::kLanes] = {};
+  woodbury::block_gram(exec, rows.rows, 2, packs);
+  woodbury::BlockSource sums = rows;
+  sums.rows = {};
+  sums.sums = packs;
+  for (const woodbury::BlockSource& F : {rows, sums}) {
+    std::int32_t status = 0;
+    T diagonal[2], pruned[2];
+    woodbury::block_inverse<T>(exec, F, 1, diagonal, &status);
+    expect(status == -1 && std::abs(diagonal[0] - 5.0 / 9) < tolerance && std::abs(diagonal[1] - 5.0 / 9) < tolerance,
+           "diagonal of F^-1");
+    const bool mask[] = {false, true};
+    double loss = -1;
+    woodbury::block_prune<T>(exec, F, w, mask, pruned, &loss, &status);
+    expect(status == -1 && pruned[0] == 0 && std::abs(pruned[1] - 1.8) < tolerance, "the joint step");
+    expect(std::abs(loss - 0.9) < tolerance, "its loss");
+  }
+
+  const T a[] = {4, 2, 2, 2};
+  T inverse[4];
+  double logdet = 0;
+  std::int32_t status = 0;
+  linalg::spd<T>(exec, {a, 1, 2, 2, 4, 2, 1}, {}, linalg::Spd::inverse, inverse, &logdet, &status);
+  expect(status == -1 && std::abs(inverse[0] - 0.5) < tolerance && std::abs(inverse[1] + 0.5) < tolerance &&
+             std::abs(inverse[3] - 1) < tolerance && std::abs(logdet - std::log(4.0)) < tolerance,
+         "an inverse and its determinant");
+}
+
 }  // namespace
 
 int main() {
@@ -82,5 +127,7 @@ int main() {
   std::printf("instruction set: %s\n", quadric::simd_name(quadric::simd_level()).c_str());
   check_sweep<float>(1e-6);  // a handful of roundings of numbers near 1
   check_sweep<double>(1e-15);
+  check_woodbury<float>(1e-6);
+  check_woodbury<double>(2e-15);
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

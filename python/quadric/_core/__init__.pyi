@@ -4,9 +4,9 @@ The native kernels of quadric.
 
 from __future__ import annotations
 
-from . import sweep
+from . import linalg, sweep, woodbury
 
-__all__: list[str] = ["simd_level", "simd_levels", "sweep"]
+__all__: list[str] = ["linalg", "simd_level", "simd_levels", "sweep", "woodbury"]
 
 def simd_level() -> str:
     """

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quadric.sweep.numba import blas
-from quadric.sweep.numba.jit import compiled
-from quadric.sweep.numba.parallel import run
+from quadric.linalg.numba import blas
+from quadric.linalg.numba.jit import compiled
+from quadric.linalg.numba.parallel import run
 
 Array = NDArray[Any]
 

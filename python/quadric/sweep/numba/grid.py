@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quadric.sweep.numba.jit import compiled
-from quadric.sweep.numba.parallel import run
+from quadric.linalg.numba.jit import compiled
+from quadric.linalg.numba.parallel import run
 from quadric.sweep.numba.power import power
 from quadric.sweep.numba.tiles import load
 

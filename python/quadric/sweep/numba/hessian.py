@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quadric.sweep.numba import blas
-from quadric.sweep.numba.parallel import run
+from quadric.linalg.numba import blas
+from quadric.linalg.numba.parallel import run
 from quadric.threads import blas_limit
 
 Array = NDArray[Any]

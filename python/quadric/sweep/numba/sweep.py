@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quadric.sweep.numba import blas
+from quadric.linalg.numba import blas
 from quadric.sweep.numba.grid import Format, fit, scale_format
-from quadric.sweep.numba.jit import compiled
-from quadric.sweep.numba.parallel import run
+from quadric.linalg.numba.jit import compiled
+from quadric.linalg.numba.parallel import run
 from quadric.sweep.numba.tiles import load, store
 from quadric.threads import blas_limit
 

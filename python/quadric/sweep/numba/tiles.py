@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quadric.sweep.numba.jit import compiled
+from quadric.linalg.numba.jit import compiled
 
 Array = NDArray[Any]
 

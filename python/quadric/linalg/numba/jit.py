@@ -4,7 +4,7 @@ No fastmath: error bounds are promised. Divisions follow NumPy (x / 0 is inf), b
 ZeroDivisionError in a loop keeps it from being vectorized.
 
 Numba's own threading layers must not be entered from several Python threads at once, so nothing
-here is compiled with ``parallel=True``; `quadric.sweep.numba.parallel` runs kernels on threads.
+here is compiled with ``parallel=True``; `quadric.linalg.numba.parallel` runs kernels on threads.
 """
 
 from collections.abc import Callable
@@ -18,3 +18,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 def compiled(function: F) -> F:
     """Compile a kernel at its first call, once per combination of argument types."""
     return cast(F, njit(cache=True, nogil=True, error_model="numpy")(function))
+
+
+def inlined(function: F) -> F:
+    """A small piece of kernels, made part of each of them; vector values pass through freely."""
+    options = {"cache": True, "nogil": True, "error_model": "numpy", "forceinline": True}
+    return cast(F, njit(**options)(function))
