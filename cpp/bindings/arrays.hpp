@@ -69,14 +69,20 @@ T* mutable_vector(std::optional<Array<T>>& a, const char* name, std::int64_t siz
   return a ? mutable_vector(*a, name, size) : nullptr;
 }
 
-// A contiguous array of this shape, as memory.
+// A contiguous array of this shape.
 template <class T>
-T* block(Array<T>& a, const char* name, std::initializer_list<std::int64_t> shape) {
+const T* block(const Array<T>& a, const char* name, std::initializer_list<std::int64_t> shape) {
   bool fits = a.ndim() == static_cast<py::ssize_t>(shape.size()) && (a.flags() & py::array::c_style) != 0;
   py::ssize_t axis = 0;
   for (std::int64_t size : shape) fits = fits && a.shape(axis++) == size;
   if (!fits) throw invalid_argument(std::string(name) + " must be contiguous and have the right shape");
-  return a.mutable_data();
+  return a.data();
+}
+
+template <class T>
+T* mutable_block(Array<T>& a, const char* name, std::initializer_list<std::int64_t> shape) {
+  block(a, name, shape);
+  return a.mutable_data();  // throws if read-only
 }
 
 }  // namespace quadric::python

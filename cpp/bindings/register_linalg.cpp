@@ -21,7 +21,7 @@ void spd(const Array<T>& A, const std::optional<Array<T>>& b, int what, std::opt
   const auto rhs = b ? batch(*b, "b") : linalg::BatchView<const T>{};
   if (what < 0 || what > 3) throw invalid_argument("what must be 0, 1, 2 or 3");
   const auto kind = static_cast<linalg::Spd>(what);
-  T* o = out ? block(*out, "out", {a.count, a.rows, kind == linalg::Spd::solve ? rhs.cols : a.rows}) : nullptr;
+  T* o = out ? mutable_block(*out, "out", {a.count, a.rows, kind == linalg::Spd::solve ? rhs.cols : a.rows}) : nullptr;
   double* l = mutable_vector(logdet, "logdet", a.count);
   std::int32_t* s = mutable_vector(status, "status", a.count);
   py::gil_scoped_release release;

@@ -30,7 +30,7 @@ StoredRows stored(const py::array& a, const char* name) {
   StoredRows rows;
   rows.storage = storage_of(a, name);
   const py::ssize_t size = a.itemsize();
-  if (a.ndim() != 2 || (a.shape(1) > 1 && a.strides(1) != size))
+  if (a.ndim() != 2 || (a.shape(1) > 1 && a.shape(0) > 0 && a.strides(1) != size))
     throw invalid_argument(std::string(name) + " must have two dimensions and contiguous rows");
   rows.data = a.data();
   rows.rows = a.shape(0);
@@ -44,8 +44,8 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return b > 0 ? (a + b - 
 using Sums = std::optional<Array<double>>;
 using Rows = std::optional<py::array>;
 
-woodbury::BlockSource source(Sums& sums, const Rows& rows, std::int64_t block_size, std::int64_t d, std::int64_t count,
-                             double damping) {
+woodbury::BlockSource source(const Sums& sums, const Rows& rows, std::int64_t block_size, std::int64_t d,
+                             std::int64_t count, double damping) {
   woodbury::BlockSource F;
   F.block_size = block_size;
   F.d = d;
@@ -62,23 +62,23 @@ woodbury::BlockSource source(Sums& sums, const Rows& rows, std::int64_t block_si
 void block_gram(const py::array& G, std::int64_t block_size, Array<double>& sums, int n_threads) {
   const auto g = stored(G, "G");
   const std::int64_t chunks = ceil_div(ceil_div(g.cols, block_size), woodbury::kLanes);
-  double* s = block(sums, "sums", {chunks, block_size * (block_size + 1) / 2, woodbury::kLanes});
+  double* s = mutable_block(sums, "sums", {chunks, block_size * (block_size + 1) / 2, woodbury::kLanes});
   py::gil_scoped_release release;
   woodbury::block_gram(threads(n_threads), g, block_size, s);
 }
 
 template <class T>
-void block_inverse(Sums sums, const Rows& rows, std::int64_t block_size, std::int64_t d, std::int64_t count,
+void block_inverse(const Sums& sums, const Rows& rows, std::int64_t block_size, std::int64_t d, std::int64_t count,
                    double damping, std::int64_t group, Array<T>& out, Array<std::int32_t>& status, int n_threads) {
   const auto F = source(sums, rows, block_size, d, count, damping);
-  T* o = block(out, "out", {ceil_div(d, group), group, group});
+  T* o = mutable_block(out, "out", {ceil_div(d, group), group, group});
   std::int32_t* s = mutable_vector(status, "status", ceil_div(d, block_size));
   py::gil_scoped_release release;
   woodbury::block_inverse(threads(n_threads), F, group, o, s);
 }
 
 template <class T>
-void block_scores(Sums sums, const Rows& rows, std::int64_t block_size, std::int64_t count, double damping,
+void block_scores(const Sums& sums, const Rows& rows, std::int64_t block_size, std::int64_t count, double damping,
                   const Array<T>& w, std::int64_t group, Array<T>& out, Array<std::int32_t>& status, int n_threads) {
   const std::int64_t d = w.size();
   const auto F = source(sums, rows, block_size, d, count, damping);
@@ -90,7 +90,7 @@ void block_scores(Sums sums, const Rows& rows, std::int64_t block_size, std::int
 }
 
 template <class T>
-void block_solve(Sums sums, const Rows& rows, std::int64_t block_size, std::int64_t count, double damping,
+void block_solve(const Sums& sums, const Rows& rows, std::int64_t block_size, std::int64_t count, double damping,
                  const Array<T>& V, Array<T>& out, Array<std::int32_t>& status, int n_threads) {
   const auto v = view(V, "V");
   const auto o = mutable_view(out, "out");
@@ -101,7 +101,7 @@ void block_solve(Sums sums, const Rows& rows, std::int64_t block_size, std::int6
 }
 
 template <class T>
-void block_prune(Sums sums, const Rows& rows, std::int64_t block_size, std::int64_t count, double damping,
+void block_prune(const Sums& sums, const Rows& rows, std::int64_t block_size, std::int64_t count, double damping,
                  const Array<T>& w, const Array<bool>& mask, Array<T>& out, Array<double>& loss,
                  Array<std::int32_t>& status, int n_threads) {
   const std::int64_t d = w.size(), blocks = ceil_div(d, block_size);
@@ -117,7 +117,7 @@ void block_prune(Sums sums, const Rows& rows, std::int64_t block_size, std::int6
 
 void gram(const py::array& G, std::int64_t block_size, bool exact, Array<double>& K, int n_threads) {
   const auto g = stored(G, "G");
-  double* k = block(K, "K", {ceil_div(g.cols, block_size), g.rows, g.rows});
+  double* k = mutable_block(K, "K", {ceil_div(g.cols, block_size), g.rows, g.rows});
   py::gil_scoped_release release;
   woodbury::gram(threads(n_threads), g, block_size, exact, k);
 }
@@ -126,14 +126,14 @@ template <class T>
 void dots(const py::array& G, const Array<T>& X, std::int64_t block_size, Array<double>& out, int n_threads) {
   const auto g = stored(G, "G");
   const auto x = view(X, "X");
-  double* o = block(out, "out", {ceil_div(g.cols, block_size), g.rows, x.rows});
+  double* o = mutable_block(out, "out", {ceil_div(g.cols, block_size), g.rows, x.rows});
   py::gil_scoped_release release;
   woodbury::dots(threads(n_threads), g, x, block_size, o);
 }
 
 template <class T>
-void combine(const py::array& G, Array<double>& C, std::optional<Array<T>> X, double scale, std::int64_t block_size,
-             Array<T>& out, int n_threads) {
+void combine(const py::array& G, const Array<double>& C, const std::optional<Array<T>>& X, double scale,
+             std::int64_t block_size, Array<T>& out, int n_threads) {
   const auto g = stored(G, "G");
   const auto o = mutable_view(out, "out");
   const double* c = block(C, "C", {ceil_div(g.cols, block_size), o.rows, g.rows});
@@ -143,8 +143,8 @@ void combine(const py::array& G, Array<double>& C, std::optional<Array<T>> X, do
   woodbury::combine(threads(n_threads), g, c, x, scale, block_size, o);
 }
 
-void column_norms(const py::array& G, const Rows& E, std::int64_t block_size, Array<double>& L, Array<double>& out,
-                  int n_threads) {
+void column_norms(const py::array& G, const Rows& E, std::int64_t block_size, const Array<double>& L,
+                  Array<double>& out, int n_threads) {
   const auto g = stored(G, "G");
   const auto e = E ? stored(*E, "E") : StoredRows{};
   const std::int64_t m = g.rows + e.rows;

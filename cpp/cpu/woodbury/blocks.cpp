@@ -87,12 +87,13 @@ class Chunk {
     reciprocal_ = take(padded(n_));
     small_ = take(std::max(n_, F.block_size));
     x_ = take(F.sums != nullptr ? 0 : F.count * F.block_size);
+    transposed_ = take(F.sums != nullptr ? 0 : F.count * F.block_size);
   }
 
   static std::int64_t memory(const BlockSource& F) {
     const std::int64_t n = F.sums != nullptr ? F.block_size : F.count;
     return kLanes * (F.block_size + packed(padded(n)) + spare_size(F, n) + padded(n) + std::max(n, F.block_size) +
-                     (F.sums != nullptr ? 0 : F.count * F.block_size));
+                     (F.sums != nullptr ? 0 : 2 * F.count * F.block_size));
   }
 
   const Lanes& lanes() const { return lanes_; }
@@ -126,12 +127,8 @@ class Chunk {
       kernels_.group(factor_, n_, first, g, out);
       return;
     }
-    kernels_.cross(x_, n_, F_.block_size, first, g, out);  // F^-1 = (I - W^T W) / lambda
-    const double scale = 1 / F_.damping;
-    for (std::int64_t i = 0; i < g; ++i) {
-      for (std::int64_t j = 0; j <= i; ++j, out += kLanes)
-        for (std::int64_t lane = 0; lane < kLanes; ++lane) out[lane] = ((i == j ? 1.0 : 0.0) - out[lane]) * scale;
-    }
+    kernels_.cross(x_, n_, F_.block_size, first, g, out);
+    subtract_from_identity(g, out);
   }
 
   // The whole of F^-1, packed, in the primal where the factor was.
@@ -140,7 +137,12 @@ class Chunk {
       kernels_.product(factor_, padded(n_), inverted_);
       return factor_;
     }
-    group(0, F_.block_size, memory);
+    for (std::int64_t r = 0; r < n_; ++r)  // columns of W side by side, as the tiles of `gram` want them
+      for (std::int64_t i = 0; i < F_.block_size; ++i)
+        std::copy_n(row(r) + i * kLanes, kLanes, transposed_ + (i * n_ + r) * kLanes);
+    std::fill_n(memory, packed(F_.block_size) * kLanes, 0.0);
+    kernels_.gram(transposed_, F_.block_size, n_, n_, memory);
+    subtract_from_identity(F_.block_size, memory);
     return memory;
   }
 
@@ -200,6 +202,15 @@ class Chunk {
     return std::max(2 * padded(n) * kTile, F.block_size);
   }
 
+  // F^-1 = (I - W^T W) / lambda
+  void subtract_from_identity(std::int64_t g, double* cross) const {
+    const double scale = 1 / F_.damping;
+    for (std::int64_t i = 0; i < g; ++i) {
+      for (std::int64_t j = 0; j <= i; ++j, cross += kLanes)
+        for (std::int64_t lane = 0; lane < kLanes; ++lane) cross[lane] = ((i == j ? 1.0 : 0.0) - cross[lane]) * scale;
+    }
+  }
+
   void dual_matrix() {
     std::fill_n(factor_, packed(n_) * kLanes, 0.0);
     kernels_.gram(x_, n_, F_.block_size, F_.block_size, factor_);
@@ -215,7 +226,7 @@ class Chunk {
   const linalg::detail::LaneKernels<double>& kernels_;
   std::int64_t n_;
   Lanes lanes_;
-  double *factor_, *inverted_, *reciprocal_, *small_, *x_;
+  double *factor_, *inverted_, *reciprocal_, *small_, *x_, *transposed_;
   std::int32_t failed_[kLanes];
 };
 
@@ -354,9 +365,10 @@ void block_scores(const Execution& exec, const BlockSource& F, const T* w, std::
   QUADRIC_REQUIRE(group >= 1 && B % group == 0, "group must divide block_size");
   const auto& kernels = linalg::detail::lane_kernels<double>();
   const std::int64_t groups = ceil_div(F.d, group), blocks = ceil_div(F.d, B), p = padded(group);
-  for_chunks(exec, F, B + packed(p) + 2 * p, [&](std::int64_t chunk, Chunk& factor, double* memory) {
+  for_chunks(exec, F, B + packed(p) + 2 * p + B / group, [&](std::int64_t chunk, Chunk& factor, double* memory) {
     double *const weight = memory, *const inverse = weight + B * kLanes;
     double *const reciprocal = inverse + packed(p) * kLanes, *const y = reciprocal + p * kLanes;
+    double* const scores = y + p * kLanes;
     factor.load(chunk);
     factor.lanes().load(w, chunk, weight);
     factor.factor();
@@ -366,25 +378,29 @@ void block_scores(const Execution& exec, const BlockSource& F, const T* w, std::
     const std::int64_t first = chunk * kLanes, count = std::min(kLanes, blocks - first);
     for (std::int64_t q = 0; q < B / group; ++q) {
       factor.group(q * group, group, inverse);
+      kernels.damp(inverse, group, 1.0, 0.0, inverse);
+      std::int32_t group_failed[kLanes];
+      std::fill_n(group_failed, kLanes, -1);
+      kernels.cholesky(inverse, p, reciprocal, group_failed);
       std::copy_n(weight + q * group * kLanes, group * kLanes, y);
-      double score[kLanes] = {};
-      if (group == 1) {
-        for (std::int64_t lane = 0; lane < kLanes; ++lane) score[lane] = y[lane] * y[lane] / (2 * inverse[lane]);
-      } else {
-        kernels.damp(inverse, group, 1.0, 0.0, inverse);
-        kernels.cholesky(inverse, p, reciprocal, failed);
-        kernels.forward(inverse, group, reciprocal, y);
-        for (std::int64_t i = 0; i < group; ++i)
-          for (std::int64_t lane = 0; lane < kLanes; ++lane)
-            score[lane] += y[i * kLanes + lane] * y[i * kLanes + lane] / 2;
-      }
-      void_failed(failed, score, 1);
-      for (std::int64_t lane = 0; lane < count; ++lane) {
-        const std::int64_t which = (first + lane) * (B / group) + q;
-        if (which < groups) out[which] = static_cast<T>(score[lane]);
-      }
+      kernels.forward(inverse, group, reciprocal, y);
+      double* const score = scores + q * kLanes;
+      std::fill_n(score, kLanes, 0.0);
+      for (std::int64_t i = 0; i < group; ++i)
+        for (std::int64_t lane = 0; lane < kLanes; ++lane)
+          score[lane] += y[i * kLanes + lane] * y[i * kLanes + lane] / 2;
+      for (std::int64_t lane = 0; lane < kLanes; ++lane)
+        if (failed[lane] < 0 && group_failed[lane] >= 0)
+          failed[lane] = static_cast<std::int32_t>(q * group) + group_failed[lane];
     }
     report(F, chunk, failed, status);
+    void_failed(failed, scores, B / group);
+    for (std::int64_t lane = 0; lane < count; ++lane) {
+      for (std::int64_t q = 0; q < B / group; ++q) {
+        const std::int64_t which = (first + lane) * (B / group) + q;
+        if (which < groups) out[which] = static_cast<T>(scores[q * kLanes + lane]);
+      }
+    }
   });
 }
 

@@ -161,28 +161,114 @@ void dots(const StoredRows& G, const T* x, double* sums) {
   });
 }
 
+// The next kStep<T> numbers as double, in two vectors. Of bfloat16 one has the even and the other the odd ones, which
+// takes a shift and a mask; `arrange` puts what they are multiplied by into the same order.
 template <class T>
-void combine(const StoredRows& G, const T* c, T* y) {
-  constexpr int kRows = 8;  // rows that share a read and a write of y
-  const std::int64_t n = G.cols;
-  with_type<T>(G.data, G.storage, [&](auto* g) {
-    for (std::int64_t r0 = 0; r0 < G.rows; r0 += kRows) {
-      decltype(g) row[kRows];
-      T weight[kRows];  // rows beyond the last repeat it with weight zero
-      for (int r = 0; r < kRows; ++r) {
-        row[r] = g + smaller(r0 + r, G.rows - 1) * G.row_stride;
-        weight[r] = r0 + r < G.rows ? c[r0 + r] : T(0);
+constexpr int kStep = sizeof(T) == 8 ? 2 * kLanes<double> : kLanes<float>;
+using HalfWords = std::uint32_t __attribute__((vector_size(QUADRIC_VECTOR_BYTES / 2), aligned(2), may_alias));
+
+struct Wide {
+  V<double> a, b;
+};
+inline Wide widened(const double* p) { return {loose(p), loose(p + kLanes<double>)}; }
+inline Wide widened(const float* p) {
+  return {__builtin_convertvector(*reinterpret_cast<const HalfVector*>(p), V<double>),
+          __builtin_convertvector(*reinterpret_cast<const HalfVector*>(p + kLanes<double>), V<double>)};
+}
+inline Wide widened(const Float16* p) {
+  const V<float> x = read_vector(p);
+  HalfVector half[2];
+  __builtin_memcpy(half, &x, sizeof x);
+  return {__builtin_convertvector(half[0], V<double>), __builtin_convertvector(half[1], V<double>)};
+}
+inline Wide widened(const Bfloat16* p) {
+  const HalfWords words = *reinterpret_cast<const HalfWords*>(p);
+  const HalfWords even = words << 16, odd = words & 0xffff0000u;
+  return {__builtin_convertvector(reinterpret_cast<const HalfVector&>(even), V<double>),
+          __builtin_convertvector(reinterpret_cast<const HalfVector&>(odd), V<double>)};
+}
+
+// Where number i of a step of rows of this type is in the two vectors.
+inline int place(const void*, int i) { return i; }
+inline int place(const Bfloat16*, int i) { return i % 2 * kLanes<double> + i / 2; }
+
+constexpr std::int64_t kChunk = 8192;  // columns whose sums or factors are kept in double, in cache
+
+template <class T, class S>
+void exact_dots_of(const S* g, std::int64_t rows, std::int64_t stride, std::int64_t n, const T* x, double* sums) {
+  constexpr int kRows = 8;  // rows that share a read of x
+  alignas(64) double wide[kChunk];
+  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
+    const std::int64_t count = smaller(kChunk, n - begin), whole = count / kStep<T> * kStep<T>;
+    for (std::int64_t j = 0; j < whole; j += kStep<T>)
+      for (int i = 0; i < kStep<T>; ++i) wide[j + place(g, i)] = static_cast<double>(x[begin + j + i]);
+    for (std::int64_t r0 = 0; r0 < rows; r0 += kRows) {
+      const S* row[kRows];  // rows beyond the last repeat it
+      for (int r = 0; r < kRows; ++r) row[r] = g + smaller(r0 + r, rows - 1) * stride + begin;
+      V<double> sum[kRows][2] = {};
+      for (std::int64_t j = 0; j < whole; j += kStep<T>) {
+        const V<double> xa = vec(wide + j), xb = vec(wide + j + kLanes<double>);
+        for (int r = 0; r < kRows; ++r) {
+          const Wide y = widened(row[r] + j);
+          sum[r][0] += y.a * xa;
+          sum[r][1] += y.b * xb;
+        }
       }
-      std::int64_t j = 0;
-      for (; j + kLanes<T> <= n; j += kLanes<T>) {
-        V<T> sum = loose(y + j);
-        for (int r = 0; r < kRows; ++r) sum += read_vector(row[r] + j) * weight[r];
-        loose(y + j) = sum;
+      for (int r = 0; r < kRows && r0 + r < rows; ++r) {
+        double rest = 0;
+        for (std::int64_t j = whole; j < count; ++j)
+          rest += static_cast<double>(read(row[r] + j)) * static_cast<double>(x[begin + j]);
+        sums[r0 + r] += total<double>(sum[r][0] + sum[r][1]) + rest;
       }
-      for (; j < n; ++j)
-        for (int r = 0; r < kRows; ++r) y[j] += static_cast<T>(read(row[r] + j)) * weight[r];
     }
-  });
+  }
+}
+
+template <class T>
+void exact_dots(const StoredRows& G, const T* x, double* sums) {
+  with_type<T>(G.data, G.storage, [&](auto* g) { exact_dots_of(g, G.rows, G.row_stride, G.cols, x, sums); });
+}
+
+template <class T, class S>
+void combine_of(const S* g, std::int64_t rows, std::int64_t stride, std::int64_t n, const double* c, const T* x,
+                double scale, T* y) {
+  constexpr int kRows = 8;  // rows that share a read and a write of the sums
+  alignas(64) double wide[kChunk];
+  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
+    const std::int64_t count = smaller(kChunk, n - begin), whole = count / kStep<T> * kStep<T>;
+    const auto start = [=](std::int64_t j) { return x == nullptr ? 0.0 : scale * static_cast<double>(x[begin + j]); };
+    for (std::int64_t j = 0; j < whole; j += kStep<T>)
+      for (int i = 0; i < kStep<T>; ++i) wide[j + place(g, i)] = start(j + i);
+    for (std::int64_t j = whole; j < count; ++j) wide[j] = start(j);
+    for (std::int64_t r0 = 0; r0 < rows; r0 += kRows) {
+      const S* row[kRows];
+      double weight[kRows];  // rows beyond the last repeat it with weight zero
+      for (int r = 0; r < kRows; ++r) {
+        row[r] = g + smaller(r0 + r, rows - 1) * stride + begin;
+        weight[r] = r0 + r < rows ? c[r0 + r] : 0.0;
+      }
+      for (std::int64_t j = 0; j < whole; j += kStep<T>) {
+        V<double> a = vec(wide + j), b = vec(wide + j + kLanes<double>);
+        for (int r = 0; r < kRows; ++r) {
+          const Wide z = widened(row[r] + j);
+          a += z.a * weight[r];
+          b += z.b * weight[r];
+        }
+        vec(wide + j) = a;
+        vec(wide + j + kLanes<double>) = b;
+      }
+      for (std::int64_t j = whole; j < count; ++j)
+        for (int r = 0; r < kRows; ++r) wide[j] += static_cast<double>(read(row[r] + j)) * weight[r];
+    }
+    for (std::int64_t j = 0; j < whole; j += kStep<T>)
+      for (int i = 0; i < kStep<T>; ++i) y[begin + j + i] = static_cast<T>(wide[j + place(g, i)]);
+    for (std::int64_t j = whole; j < count; ++j) y[begin + j] = static_cast<T>(wide[j]);
+  }
+}
+
+template <class T>
+void combine(const StoredRows& G, const double* c, const T* x, double scale, T* y) {
+  with_type<T>(G.data, G.storage, [&](auto* g) { combine_of(g, G.rows, G.row_stride, G.cols, c, x, scale, y); });
 }
 
 template <class T, int R>
@@ -243,7 +329,7 @@ constexpr auto widen() {
 template <class T>
 const RowKernels<T>& row_kernels() {
   static constexpr RowKernels<T> kernels = {
-      widen<T>(), narrow<T>, first_beyond<T>, dots<T>, combine<T>, update<T>,
+      widen<T>(), narrow<T>, first_beyond<T>, dots<T>, exact_dots<T>, combine<T>, update<T>,
   };
   return kernels;
 }

@@ -19,10 +19,12 @@ struct RowKernels {
   void (*narrow)(const T* x, Storage storage, std::int64_t n, void* row);
   // First i < n where |x_i| > limit or x_i is NaN, or -1.
   std::int64_t (*first_beyond)(const T* x, std::int64_t n, T limit);
-  // sums[r] += row r of G times x, r < G.rows.
+  // sums[r] += row r of G times x, r < G.rows; products and sums of a chunk in T.
   void (*dots)(const StoredRows& G, const T* x, double* sums);
-  // y += sum_r c[r] row r of G.
-  void (*combine)(const StoredRows& G, const T* c, T* y);
+  // The same with products and sums in double.
+  void (*exact_dots)(const StoredRows& G, const T* x, double* sums);
+  // y = scale x + sum_r c[r] row r of G in double, rounded once; x may be null for zero.
+  void (*combine)(const StoredRows& G, const double* c, const T* x, double scale, T* y);
   // Row r of out = alpha row r of J + sum_k coefficient[k * kUpdateRows + r] y_k; norms[r] = sum |row|. rows is 1 or
   // kUpdateRows; rows of J and out are n apart, rows of Y y_stride.
   void (*update)(const T* j, T alpha, std::int64_t rows, std::int64_t n, const T* y, std::int64_t y_rows,

@@ -55,6 +55,17 @@ struct Dense {
   }
 };
 
+template <class T>
+StoredRows stored(const T* data, std::int64_t rows, std::int64_t cols, std::int64_t row_stride) {
+  StoredRows result;
+  result.data = data;
+  result.storage = sizeof(T) == 8 ? Storage::float64 : Storage::float32;
+  result.rows = rows;
+  result.cols = cols;
+  result.row_stride = row_stride;
+  return result;
+}
+
 // Whether a pass over this much of G is worth a second thread.
 int pass_threads(const Execution& exec, const StoredRows& G, std::int64_t tasks) {
   return std::min(thread_count(exec, tasks), thread_count(exec, G.rows * G.cols >> 17));
@@ -115,28 +126,29 @@ void dots(const Execution& exec, const StoredRows& G, MatrixView<const T> X, std
   const std::int64_t m = G.rows, k = X.rows;
   if (m * k == 0) return;
   const bool many = k > 1;
-  const Slabs slabs(G.cols, block_size, many ? 1024 : 4096, 256);
-  const std::int64_t copy = many ? Dense<T>::size(G, slabs.width) : 0, own = copy + (many ? m * k : 0);
+  const Slabs slabs(G.cols, block_size, many ? 1024 : 8192, 256);
+  const StoredRows vectors = stored(X.data, k, G.cols, X.row_stride);
+  const std::int64_t copy = many ? Dense<double>::size(G, slabs.width) : 0;
+  const std::int64_t own = many ? copy + Dense<double>::size(vectors, slabs.width) : 0;
   const int n_threads = pass_threads(exec, G, slabs.tasks());
-  const Buffer<T> memory(n_threads * own);
+  const Buffer<double> memory(n_threads * own);
   std::vector<double> sums(static_cast<std::size_t>(slabs.tasks() * m * k), 0.0);
   parallel_for(n_threads, slabs.tasks(), [&](std::int64_t task, int worker) {
     double* const sum = sums.data() + task * m * k;
     slabs.for_share(task / slabs.parts, task % slabs.parts, [&](std::int64_t begin, std::int64_t count) {
-      const T* const x = X.data + begin;
       if (!many) {
-        row_kernels<T>().dots(columns(G, begin, count), x, sum);
+        row_kernels<T>().exact_dots(columns(G, begin, count), X.data + begin, sum);
         return;
       }
-      T* const product = memory.data() + worker * own + copy;  // m x k by rows: k x m to BLAS
-      const Dense<T> g(G, begin, count, memory.data() + worker * own);
+      // sum is m x k by rows: k x m to BLAS.
+      const Dense<double> g(G, begin, count, memory.data() + worker * own);
+      const Dense<double> x(vectors, begin, count, memory.data() + worker * own + copy);
       char trans = 'T', no = 'N';
       int k_ = static_cast<int>(k), m_ = static_cast<int>(m), depth = static_cast<int>(count);
-      int ldx = static_cast<int>(std::max(X.row_stride, count)), ldg = static_cast<int>(g.stride);
-      T one = 1, zero = 0;
-      blas_routines<T>().gemm(&trans, &no, &k_, &m_, &depth, &one, const_cast<T*>(x), &ldx, const_cast<T*>(g.data),
-                              &ldg, &zero, product, &k_);
-      for (std::int64_t i = 0; i < m * k; ++i) sum[i] += static_cast<double>(product[i]);
+      int ldx = static_cast<int>(x.stride), ldg = static_cast<int>(g.stride);
+      double one = 1;
+      blas_routines<double>().gemm(&trans, &no, &k_, &m_, &depth, &one, const_cast<double*>(x.data), &ldx,
+                                   const_cast<double*>(g.data), &ldg, &one, sum, &k_);
     });
   });
   for (std::int64_t block = 0; block < slabs.blocks; ++block) {
@@ -158,32 +170,35 @@ void combine(const Execution& exec, const StoredRows& G, const double* C, const 
   const std::int64_t m = G.rows, k = out.rows, d = G.cols;
   if (k == 0) return;
   const bool many = k > 1;
-  const Slabs slabs(d, block_size, many ? 1024 : 2048, std::numeric_limits<std::int64_t>::max());
-  const std::int64_t copy = many ? Dense<T>::size(G, slabs.width) : 0;
+  const Slabs slabs(d, block_size, many ? 1024 : 8192, std::numeric_limits<std::int64_t>::max());
+  const std::int64_t copy = many ? Dense<double>::size(G, slabs.width) : 0;
+  const std::int64_t own = many ? copy + k * slabs.width : 0;
   const int n_threads = pass_threads(exec, G, slabs.tasks());
-  const Buffer<T> memory(n_threads * copy);
-  const std::vector<T> coefficients(C, C + slabs.blocks * k * m);
-  const T factor = static_cast<T>(scale);
+  const Buffer<double> memory(n_threads * own);
   parallel_for(n_threads, slabs.tasks(), [&](std::int64_t task, int worker) {
     const std::int64_t block = task / slabs.parts;
-    const T* const c = coefficients.data() + block * k * m;
+    const double* const c = C + block * k * m;
     slabs.for_share(block, task % slabs.parts, [&](std::int64_t begin, std::int64_t count) {
-      for (std::int64_t r = 0; r < k; ++r) {
-        T* const y = out.data + r * d + begin;
-        for (std::int64_t j = 0; j < count; ++j) y[j] = X == nullptr ? T(0) : factor * X[r * d + begin + j];
-      }
-      if (m == 0) return;
       if (!many) {
-        row_kernels<T>().combine(columns(G, begin, count), c, out.data + begin);
+        row_kernels<T>().combine(columns(G, begin, count), c, X == nullptr ? nullptr : X + begin, scale,
+                                 out.data + begin);
         return;
       }
-      const Dense<T> g(G, begin, count, memory.data() + worker * copy);
-      char no = 'N';
-      int n_ = static_cast<int>(count), k_ = static_cast<int>(k), m_ = static_cast<int>(m);
-      int ldg = static_cast<int>(g.stride), ldo = static_cast<int>(d);
-      T one = 1;
-      blas_routines<T>().gemm(&no, &no, &n_, &k_, &m_, &one, const_cast<T*>(g.data), &ldg, const_cast<T*>(c), &m_, &one,
-                              out.data + begin, &ldo);
+      double* const y = memory.data() + worker * own + copy;
+      for (std::int64_t r = 0; r < k; ++r)
+        for (std::int64_t j = 0; j < count; ++j)
+          y[r * count + j] = X == nullptr ? 0.0 : scale * static_cast<double>(X[r * d + begin + j]);
+      if (m > 0) {
+        const Dense<double> g(G, begin, count, memory.data() + worker * own);
+        char no = 'N';
+        int n_ = static_cast<int>(count), k_ = static_cast<int>(k), m_ = static_cast<int>(m);
+        int ldg = static_cast<int>(g.stride);
+        double one = 1;
+        blas_routines<double>().gemm(&no, &no, &n_, &k_, &m_, &one, const_cast<double*>(g.data), &ldg,
+                                     const_cast<double*>(c), &m_, &one, y, &n_);
+      }
+      for (std::int64_t r = 0; r < k; ++r)
+        for (std::int64_t j = 0; j < count; ++j) out.data[r * d + begin + j] = static_cast<T>(y[r * count + j]);
     });
   });
 }
