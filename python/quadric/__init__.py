@@ -2,6 +2,8 @@
 
 ============  ==========================================================================
 `sweep`       quantize and prune weights while the later columns absorb the error
+`woodbury`    inverse curvature kept current while gradients come in
+`linalg`      Cholesky factor, inverse, solve and determinant of many small matrices at once
 ============  ==========================================================================
 
 Each family is a submodule that is imported at first use.
@@ -14,7 +16,7 @@ from quadric.config import get_cmake_dir, show_config
 from quadric.errors import ConvergenceWarning, LinAlgError
 
 if TYPE_CHECKING:
-    from quadric import sweep
+    from quadric import linalg, sweep, woodbury
 
     __version__: str
 
@@ -23,11 +25,13 @@ __all__ = [
     "LinAlgError",
     "__version__",
     "get_cmake_dir",
+    "linalg",
     "show_config",
     "sweep",
+    "woodbury",
 ]
 
-_FAMILIES = ("sweep",)
+_FAMILIES = ("linalg", "sweep", "woodbury")
 
 
 def __getattr__(name: str) -> Any:

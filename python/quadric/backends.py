@@ -19,6 +19,7 @@ ORDER = ("native", "numba")
 _MODULES = {"native": "quadric._core.{family}", "numba": "quadric.{family}.numba"}
 
 _FLOATS = ("float32", "float64")
+_STORAGE = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Kernel:
     backends : tuple of str
         Backends that have the kernel.
     dtypes : tuple of str
-        Floating-point types it computes in; all float arrays of a call share one.
+        Floating-point types it takes; all float arrays of a call share one. Gradients may also be
+        kept in float16 or bfloat16: they are computed with in float32 or float64.
     layout : str
         Memory layout that it accepts without a copy.
     work : str
@@ -57,6 +59,45 @@ TABLE: dict[str, Kernel] = {
     ),
     "sweep.sweep": Kernel(
         ORDER, _FLOATS, "any strides", "round or zero column by column; GEMM and vector units"
+    ),
+    "linalg.spd": Kernel(
+        ORDER, _FLOATS, "any strides", "factor many small matrices; vector units across matrices"
+    ),
+    "woodbury.block_gram": Kernel(
+        ORDER, _STORAGE, "contiguous rows", "sums of X_b^T X_b; vector units across blocks"
+    ),
+    "woodbury.block_inverse": Kernel(
+        ORDER, _STORAGE, "contiguous rows", "groups of F_b^-1; vector units across blocks"
+    ),
+    "woodbury.block_scores": Kernel(
+        ORDER, _STORAGE, "contiguous rows", "what each group is worth; vector units across blocks"
+    ),
+    "woodbury.block_solve": Kernel(
+        ORDER, _STORAGE, "contiguous rows", "F_b^-1 v; vector units across blocks"
+    ),
+    "woodbury.block_prune": Kernel(
+        ORDER, _STORAGE, "contiguous rows", "joint update of a block; vector units across blocks"
+    ),
+    "woodbury.gram": Kernel(
+        ORDER, _STORAGE, "contiguous rows", "G G^T of each block, symmetric; SYRK"
+    ),
+    "woodbury.dots": Kernel(
+        ORDER, _STORAGE, "contiguous rows", "G X^T of each block; memory bandwidth"
+    ),
+    "woodbury.combine": Kernel(
+        ORDER, _STORAGE, "contiguous rows", "scale X + C G; memory bandwidth"
+    ),
+    "woodbury.column_norms": Kernel(
+        ORDER, _STORAGE, "contiguous rows", "columns of L^-1 G without storing it; TRSM"
+    ),
+    "woodbury.store": Kernel(
+        ORDER, _STORAGE, "contiguous rows", "round a gradient, and look at it; memory bandwidth"
+    ),
+    "woodbury.symmetric_product": Kernel(
+        ORDER, _FLOATS, "C-contiguous", "V J for symmetric matrices J; memory bandwidth"
+    ),
+    "woodbury.symmetric_update": Kernel(
+        ORDER, _FLOATS, "C-contiguous", "alpha J + delta I + Y^T Y; memory bandwidth"
     ),
 }
 """Kernel name to the backends that have it."""

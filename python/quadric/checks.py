@@ -4,7 +4,8 @@ The checks run before every kernel, also on matrices that take a millisecond, so
 microseconds in the case where nothing is wrong.
 """
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Iterator
 from operator import index
 from typing import Any, TypeVar
 
@@ -44,18 +45,136 @@ def floating(a: np.ndarray, name: str) -> None:
         raise TypeError(f"{name} must be float32 or float64, got {a.dtype}")
 
 
-def finite(a: np.ndarray, name: str, first: int = 0) -> None:
-    """Refuse NaN and Inf; `a` begins at row `first` of the argument."""
-    # One pass without a temporary: a sum is finite only if every entry is. The converse fails
-    # where finite entries overflow, and then the entries are looked at one by one.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(a.sum()):
-            return
-    bad = ~np.isfinite(a)
-    if bad.any():
-        where = tuple(int(i) for i in np.unravel_index(np.argmax(bad), a.shape))
-        value, where = a[where], (where[0] + first, *where[1:])
-        raise ValueError(f"{name} must be finite, got {value} at index {where}")
+def storage(x: Any, name: str) -> np.ndarray:
+    """Return `x` as an array of a type of :data:`quadric.arrays.STORAGE` without copying it."""
+    a = arrays.to_numpy(x, name, bfloat16=True)
+    stored = a.dtype.name in arrays.STORAGE and a.dtype.isnative
+    if not stored or (a.dtype == np.uint16 and not arrays.is_bfloat16(x)):
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    return a
+
+
+def gradients(x: Any, name: str, d: int) -> np.ndarray:
+    """Return gradients of shape (k, d), or one of shape (d,), as a matrix of a storage type.
+
+    Its rows are contiguous; it is a copy only where those of `x` are not.
+    """
+    a = storage(x, name)
+    if a.ndim not in (1, 2) or a.shape[-1] != d:
+        raise ValueError(f"{name} must have shape ({d},) or (k, {d}), got {a.shape}")
+    return arrays.rows(a.reshape(-1, d))
+
+
+def vectors(
+    x: Any, name: str, d: int, dtype: np.dtype[Any], partner: str = "the gradients"
+) -> np.ndarray:
+    """Return vectors of shape (k, d), or one of shape (d,), as a finite matrix of type `dtype`.
+
+    Its rows are contiguous; it is a copy only where those of `x` are not. `partner` is what asks
+    for the type.
+    """
+    a = arrays.to_numpy(x, name)
+    if a.ndim not in (1, 2) or a.shape[-1] != d:
+        raise ValueError(f"{name} must have shape ({d},) or (k, {d}), got {a.shape}")
+    same_type(a, name, dtype, partner)
+    finite(a, name)
+    return arrays.rows(a.reshape(-1, d))
+
+
+def vector(
+    x: Any, name: str, d: int, dtype: np.dtype[Any], partner: str = "the gradients"
+) -> np.ndarray:
+    """Return a vector of d entries as a finite, contiguous array of type `dtype`."""
+    a = arrays.to_numpy(x, name)
+    if a.shape != (d,):
+        raise ValueError(f"{name} must have shape ({d},), got {a.shape}")
+    same_type(a, name, dtype, partner)
+    finite(a, name)
+    return np.ascontiguousarray(a)
+
+
+def mask(x: Any, name: str, d: int) -> np.ndarray:
+    """Return a mask of d entries as a contiguous array of bool."""
+    a = arrays.to_numpy(x, name)
+    if a.shape != (d,):
+        raise ValueError(f"{name} must have shape ({d},), got {a.shape}")
+    if a.dtype != np.bool_:
+        raise TypeError(f"{name} must be bool, got {a.dtype}")
+    return np.ascontiguousarray(a)
+
+
+def output(
+    out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], partner: str
+) -> np.ndarray:
+    """Return the array that a result is to be written to: C-contiguous and writable."""
+    a = arrays.to_numpy(out, name)
+    if a.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {a.shape}")
+    same_type(a, name, dtype, partner)
+    if not (a.flags.c_contiguous and a.flags.writeable):
+        wrong = "a read-only array" if a.flags.c_contiguous else f"strides {a.strides}"
+        raise ValueError(f"{name} must be C-contiguous and writable, got {wrong}")
+    return a
+
+
+def itself_or_apart(out: np.ndarray, name: str, a: np.ndarray, other: str) -> None:
+    """Refuse an output that overlaps the input `a` in any other way than being the same array."""
+    same = out.ctypes.data == a.ctypes.data and out.strides == a.strides
+    if not same and np.may_share_memory(out, a):
+        raise ValueError(f"{name} must be {other} itself or share no memory with it, got a part")
+
+
+def same_type(a: np.ndarray, name: str, dtype: np.dtype[Any], partner: str) -> None:
+    """Refuse every dtype but the one that `partner` asks for."""
+    if a.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype} to go with {partner}, got {a.dtype}")
+
+
+# The exponent of Inf and NaN.
+_EXPONENTS = {np.dtype(np.float16): np.uint16(0x7C00), np.dtype(np.uint16): np.uint16(0x7F80)}
+
+_PIECE = 262_144  # entries looked at together where that needs a temporary: they stay in cache
+
+
+def finite(a: np.ndarray, name: str, dtype: Any = None) -> None:
+    """Refuse NaN and Inf in values of a storage type, also those that arise in `dtype`."""
+    exponent = _EXPONENTS.get(a.dtype)
+    if exponent is None and (dtype is None or a.dtype == dtype):
+        # One pass without a temporary: a sum is finite only if every entry is. The converse fails
+        # where finite entries overflow, and then the entries are looked at one by one.
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(a.sum()):
+                return
+    for piece in _pieces(a.shape):
+        if exponent is None:
+            bad = ~np.isfinite(a[piece] if dtype is None else arrays.widen(a[piece], dtype))
+        else:
+            bad = a[piece].view(np.uint16) & exponent
+            if bad.max(initial=0) < exponent:
+                continue
+            bad = bad == exponent
+        if bad.any():
+            inside = np.unravel_index(np.argmax(bad), bad.shape)
+            where = tuple(p.start + int(i) for p, i in zip(piece, inside, strict=True))
+            value = arrays.widen(a[where], np.float32 if dtype is None else dtype)
+            raise ValueError(f"{name} must be finite, got {value} at index {where}")
+
+
+def _pieces(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Cut an array into pieces of at most :data:`_PIECE` entries, in the order of its entries."""
+    if not shape:
+        yield ()
+        return
+    inner = math.prod(shape[1:])
+    if inner <= _PIECE:
+        step = max(_PIECE // max(inner, 1), 1)
+        rest = tuple(slice(0, n) for n in shape[1:])
+        for i in range(0, shape[0], step):
+            yield slice(i, min(i + step, shape[0])), *rest
+    else:
+        for i in range(shape[0]):
+            for piece in _pieces(shape[1:]):
+                yield slice(i, i + 1), *piece
 
 
 def choice(value: T, name: str, options: Collection[T]) -> T:
@@ -80,13 +199,37 @@ def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
     return number
 
 
-def real(value: Any, name: str, low: float, high: float = np.inf) -> float:
+def real(value: Any, name: str, low: float = -np.inf, high: float = np.inf) -> float:
     """Return `value` as a finite float between `low` and `high`, both included."""
+    number = _number(value, name)
+    if not (np.isfinite(number) and low <= number <= high):
+        wanted = (
+            f" and at least {low:g}" if high == np.inf else f" and between {low:g} and {high:g}"
+        )
+        raise ValueError(f"{name} must be finite{wanted if low > -np.inf else ''}, got {number}")
+    return number
+
+
+def positive(value: Any, name: str) -> float:
+    """Return `value` as a finite float above 0."""
+    number = _number(value, name)
+    if not (np.isfinite(number) and number > 0):
+        raise ValueError(f"{name} must be finite and above 0, got {number}")
+    return number
+
+
+def between(value: Any, name: str, low: float, high: float) -> float:
+    """Return `value` as a float between `low` and `high`, both excluded."""
+    number = _number(value, name)
+    if not low < number < high:
+        raise ValueError(
+            f"{name} must be between {low:g} and {high:g}, both excluded, got {number}"
+        )
+    return number
+
+
+def _number(value: Any, name: str) -> float:
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not (np.isfinite(number) and low <= number <= high):
-        wanted = f"at least {low:g}" if high == np.inf else f"between {low:g} and {high:g}"
-        raise ValueError(f"{name} must be finite and {wanted}, got {number}")
-    return number

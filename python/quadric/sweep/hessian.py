@@ -2,17 +2,15 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from scipy.linalg import blas
 
-from quadric import arrays, backends, checks, threads
+from quadric import archive, arrays, backends, checks, threads
 from quadric.arrays import Array
 
 _BLOCK = 4_194_304  # entries converted at a time: 16 MB of float32
-_INPUTS = ("float16", "uint16", "float32", "float64")  # uint16: the bits of bfloat16
 
 
 class HessianAccumulator:
@@ -96,6 +94,7 @@ class HessianAccumulator:
         TypeError
             If a dtype does not fit.
         """
+        # Everything is looked at before the first sum is touched: a bad batch changes nothing.
         rows = self._rows(X, "X")
         pairs = None if reference is None else self._rows(reference, "reference")
         if pairs is not None and pairs.shape != rows.shape:
@@ -110,9 +109,9 @@ class HessianAccumulator:
         factors = None if weights is None else self._weights(weights, X.shape[:-1])
         if rows.shape[0] == 0:
             return
-        self._check_finite(rows, "X")
+        checks.finite(rows, "X", self.dtype)
         if pairs is not None:
-            self._check_finite(pairs, "reference")
+            checks.finite(pairs, "reference", self.dtype)
             if self._cross is None:
                 self._cross = np.zeros_like(self._gram)
 
@@ -120,11 +119,12 @@ class HessianAccumulator:
         n_threads = threads.resolve(self.n_threads)
         with threads.blas_limit(self.n_threads):
             for part in self._parts(rows.shape[0]):
-                x = self._convert(rows[part])
+                x = arrays.widen(rows[part], self.dtype)
                 w = None if factors is None else factors[part]
                 gram(x, w, self._gram, n_threads)
                 if pairs is not None and self._cross is not None:
-                    _add_cross(self._convert(pairs[part]) - x, w, x, self._cross)
+                    difference = arrays.widen(pairs[part], self.dtype) - x
+                    _add_cross(difference, w, x, self._cross)
         self._tokens += rows.shape[0]
         self._weight += float(rows.shape[0] if factors is None else factors.sum(dtype=np.float64))
         self._like = arrays.like(X)
@@ -186,18 +186,10 @@ class HessianAccumulator:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the sums to `path` (.npz); the file appears whole or not at all."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        fields: dict[str, Any] = {"gram": self._gram, "tokens": self._tokens}
-        fields["weight"] = self._weight
+        fields = {"gram": self._gram, "tokens": self._tokens, "weight": self._weight}
         if self._cross is not None:
             fields["cross"] = self._cross
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **fields)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        archive.save(path, fields)
 
     @classmethod
     def load(
@@ -214,17 +206,10 @@ class HessianAccumulator:
         ValueError
             If the file is damaged, or something else.
         """
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as fields:
-                gram, cross = fields["gram"], fields.get("cross")
-                tokens, weight = int(fields["tokens"]), float(fields["weight"])
+        with archive.load(path, "HessianAccumulator.save") as fields:
+            gram, cross = fields["gram"], fields.get("cross")
+            tokens, weight = int(fields["tokens"]), float(fields["weight"])
             n, _ = gram.shape
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:  # zipfile, struct, NumPy: each has its own for a damaged file
-            raise ValueError(
-                f"path must be a whole file of HessianAccumulator.save, got {path}: {error}"
-            ) from error
         result = cls(n, dtype=gram.dtype, backend=backend, n_threads=n_threads)
         result._gram, result._cross = gram, cross
         result._tokens, result._weight = tokens, weight
@@ -242,9 +227,7 @@ class HessianAccumulator:
         return self._weight
 
     def _rows(self, x: Array, name: str) -> np.ndarray:
-        a = arrays.to_numpy(x, name, bfloat16=True)
-        if a.dtype.name not in _INPUTS or (a.dtype == np.uint16 and not arrays.is_bfloat16(x)):
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+        a = checks.storage(x, name)
         if a.ndim < 1 or a.shape[-1] != self.n:
             raise ValueError(f"{name} must have shape (..., {self.n}), got {a.shape}")
         return a.reshape(-1, self.n)
@@ -262,17 +245,6 @@ class HessianAccumulator:
     def _parts(self, rows: int) -> Iterator[slice]:
         step = max(1024, _BLOCK // self.n)
         return (slice(start, start + step) for start in range(0, rows, step))
-
-    def _convert(self, x: np.ndarray) -> np.ndarray:
-        if x.dtype == np.uint16:
-            x = (x.astype(np.uint32) << 16).view(np.float32)
-        with np.errstate(over="ignore"):  # what overflows is refused as Inf
-            return x.astype(self.dtype, copy=False)
-
-    def _check_finite(self, rows: np.ndarray, name: str) -> None:
-        # A pass of its own before the first sum is touched: nothing is lost when a batch is bad.
-        for part in self._parts(rows.shape[0]):
-            checks.finite(self._convert(rows[part]), name, part.start)
 
 
 def _add_cross(d: np.ndarray, weights: np.ndarray | None, x: np.ndarray, cross: np.ndarray) -> None:

@@ -103,6 +103,13 @@ def solve_upper(alpha: float, U: Array, B: Array, transposed: bool = False) -> N
         _call("trsm", b"R", b"L", flag, b"N", n, m, alpha, U, _leading(U), B, _leading(B))
 
 
+def solve_lower(alpha: float, L: Array, B: Array) -> None:
+    """B = alpha L^-1 B; L lower triangular, its strict upper part is not read."""
+    m, n = B.shape
+    if m and n:
+        _call("trsm", b"R", b"U", b"N", b"N", n, m, alpha, L, _leading(L), B, _leading(B))
+
+
 def cholesky_upper(A: Array) -> int:
     """A = U^T U on the upper triangle, in place; 0, or 1 + the index of the failing pivot."""
     return _call("potrf", b"L", len(A), A, _leading(A))

@@ -22,5 +22,4 @@ def compiled(function: F) -> F:
 
 def inlined(function: F) -> F:
     """A small piece of kernels, made part of each of them; vector values pass through freely."""
-    options = {"cache": True, "nogil": True, "error_model": "numpy", "forceinline": True}
-    return cast(F, njit(**options)(function))
+    return cast(F, njit(cache=True, nogil=True, error_model="numpy", forceinline=True)(function))
