@@ -48,15 +48,17 @@ def count_tokens(inputs: Sequence[Batch]) -> int:
     return sum(int(batch["attention_mask"].sum()) for batch in inputs)
 
 
+def unit_embeddings(model: nn.Module, batch: Batch) -> Tensor:
+    """Unit embeddings (texts, 384) of a batch: the mean over the tokens of each text."""
+    hidden = model(**batch).last_hidden_state
+    mask = batch["attention_mask"].unsqueeze(-1)
+    return F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+
+
 @torch.inference_mode()
 def embed(model: nn.Module, inputs: Sequence[Batch]) -> Tensor:
-    """Unit embeddings (texts, 384): the mean over the tokens of each text."""
-    parts = []
-    for batch in inputs:
-        hidden = model(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1)
-        parts.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1))
-    return torch.cat(parts)
+    """Unit embeddings (texts, 384) of all batches."""
+    return torch.cat([unit_embeddings(model, batch) for batch in inputs])
 
 
 def mean_cosine(original: Tensor, other: Tensor) -> float:

@@ -18,15 +18,20 @@ except ImportError as error:
     ) from error
 
 import quadric.adapters.torch.checkpoint as checkpoint
+import quadric.adapters.torch.prune as prune
 from quadric.adapters.torch.compress import compress
+from quadric.adapters.torch.fisher import FisherCollector, PrunedParameter
 from quadric.adapters.torch.recipe import LayerRecipe, Recipe
 from quadric.adapters.torch.report import CompressionReport, LayerReport
 
 __all__ = [
     "CompressionReport",
+    "FisherCollector",
     "LayerRecipe",
     "LayerReport",
+    "PrunedParameter",
     "Recipe",
     "checkpoint",
     "compress",
+    "prune",
 ]

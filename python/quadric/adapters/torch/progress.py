@@ -6,9 +6,9 @@ from quadric.adapters.torch.report import LayerReport
 
 
 class Progress:
-    """Bar over the weights of a model; prints nothing unless `show` is true."""
+    """Bar over the weights of a model, or over batches; prints nothing unless `show` is true."""
 
-    def __init__(self, total: int, *, show: bool) -> None:
+    def __init__(self, total: int | None, *, show: bool) -> None:
         self._bar: Any = None
         if show:
             try:
@@ -24,6 +24,12 @@ class Progress:
         """Say what is being worked on."""
         if self._bar is not None:
             self._bar.set_description_str(what)
+
+    def advance(self, count: int, what: str) -> None:
+        """Count `count` more as finished, and say what they were."""
+        if self._bar is not None:
+            self._bar.set_description_str(what, refresh=False)
+            self._bar.update(count)
 
     def done(self, weights: int, row: LayerReport) -> None:
         """Count a layer as finished."""
