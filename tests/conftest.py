@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from quadric import backends
 
-pytest.register_assert_rewrite("tests.sweep.witness")
+pytest.register_assert_rewrite("tests.refusals", "tests.sweep.witness")
 
 settings.register_profile(
     "quadric",

@@ -29,19 +29,18 @@ def sizes(largest: int) -> st.SearchStrategy[int]:
 
 def relayout(a: Array, layout: str) -> Array:
     """Return a view with the values of ``a`` in another layout, NaN wherever nobody may look."""
-    rows, columns = a.shape
     if layout == "C":
         return np.ascontiguousarray(a)
     if layout == "F":
         return np.asfortranarray(a)
     if layout == "padded":
-        guarded = np.full((rows, columns + 3), np.nan, a.dtype)
-        view = guarded[:, :columns]
+        guarded = np.full((*a.shape[:-1], a.shape[-1] + 3), np.nan, a.dtype)
+        view = guarded[..., : a.shape[-1]]
     elif layout == "negative":
-        view = np.empty(a.shape, a.dtype)[::-1, ::-1]
+        view = np.empty(a.shape, a.dtype)[(slice(None, None, -1),) * a.ndim]
     else:
-        guarded = np.full((2 * rows, 2 * columns), np.nan, a.dtype)
-        view = guarded[::2, ::2]
+        guarded = np.full([2 * size for size in a.shape], np.nan, a.dtype)
+        view = guarded[(slice(None, None, 2),) * a.ndim]
     view[...] = a
     return view
 

@@ -69,9 +69,9 @@ class GradientWindow:
 
     so that a gradient of the window, or any combination of them, is preconditioned without the
     subtraction in ``F^-1 x = (x - G^T A^-1 G x) / damping``. In float32 that subtraction loses
-    ``1e-7 |g|^2 / (m damping)`` of the result, which is everything for usual optimizers; the
-    push-through form is right to about 5e-7 at any damping. Where gradients almost depend on each
-    other, as if the same one is pushed twice, about ``3e-9 cond(A)`` comes to that in float32.
+    ``1e-7 |g|^2 / (m damping)`` of the result, which is everything for usual optimizers. The
+    push-through form is right to the rounding of the result at any damping, because coefficients
+    and sums are float64: also where gradients nearly depend on each other.
 
     **Cost.** A push reads the window once, for a row of ``G G^T``, and so does each solution;
     ``A^-1`` follows by an update of rank 2, ``O(m^2)``. The solutions from it are refined, and it
