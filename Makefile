@@ -1,10 +1,13 @@
 # One word for each job. Everything is installed into .venv; nothing is installed globally.
 #
 #   PYTHON   the interpreter that .venv is made with (3.11 or newer)
+#   DEMO     minilm (quantize and prune with the sweep), prune_minilm (prune with gradients), digits
+#            (optimizers)
 #   PIP_ARGS more words for pip, for instance an index that has the CPU build of torch
 
 PYTHON      ?= python3
 VENV        ?= .venv
+DEMO        ?= minilm
 PIP_ARGS    ?=
 PYTEST_ARGS ?= -n 2
 
@@ -24,8 +27,8 @@ benchmarks := $(subst /,.,$(basename $(wildcard bench/*/bench_*.py)))
 help:  ## list these words
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-demo: $(VENV)/.demo  ## quantize and prune a real transformer on real text
-	$(python) -m demo.minilm
+demo: $(VENV)/.demo  ## quantize and prune a real transformer on real text; DEMO=... for others
+	$(python) -m demo.$(DEMO)
 
 test: $(VENV)/.dev  ## run every test and every docstring's example
 	$(python) -m pytest $(PYTEST_ARGS)

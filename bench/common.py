@@ -21,6 +21,8 @@ import quadric.config
 RESULTS = Path(__file__).parent / "results"
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+NUMBA_GOAL = 3  # times native, at most
+
 
 class Stopwatch:
     """Seconds between the calls of :meth:`lap`, by name."""
@@ -105,6 +107,31 @@ def timed(function: Callable[[], object]) -> Candidate:
         watch.lap("total")
 
     return candidate
+
+
+def torch_candidates(name: str, function: Callable[[], object]) -> dict[str, Candidate]:
+    """`function` of PyTorch with one thread and with all, as "`name` 1" and so on.
+
+    Either may win: small operations lose more by a second thread than they gain.
+    """
+    import torch
+
+    def candidate(threads: int) -> Candidate:
+        def run(watch: Stopwatch) -> None:
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                watch.skip()
+                function()
+                watch.lap("total")
+
+        return run
+
+    return {f"{name} {threads}": candidate(threads) for threads in {1, THREADS}}
+
+
+def best(timings: Mapping[str, Timing], name: str) -> float:
+    """Best of the candidates that :func:`torch_candidates` called `name`."""
+    return min(timing.best for key, timing in timings.items() if key.rpartition(" ")[0] == name)
 
 
 @dataclass(frozen=True)
@@ -199,6 +226,23 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def verdict(met: bool) -> str:
     return "yes" if met else "NO"
+
+
+def faster(theirs: float, ours: float, goal: float | None) -> list[str]:
+    """Cells "ratio of the times, goal, met"; no goal, no verdict."""
+    judged = ["", ""] if goal is None else [f"{goal:g}", verdict(theirs >= goal * ours)]
+    return [f"{theirs / ours:.1f}", *judged]
+
+
+def share(rate: float, ceiling: float, goal: float | None) -> list[str]:
+    """Cells "share of the ceiling, goal, met"; no goal, no verdict."""
+    judged = ["", ""] if goal is None else [f"{goal:.0%}", verdict(rate >= goal * ceiling)]
+    return [f"{rate / ceiling:.0%}", *judged]
+
+
+def second_opinion(native: float, numba: float) -> list[str]:
+    """Cells "numba / native, met": the backend without a compiler must not be far behind."""
+    return [f"{numba / native:.1f}", verdict(numba <= NUMBA_GOAL * native)]
 
 
 class Report:

@@ -5,6 +5,10 @@
 
 #include <cstdint>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 namespace quadric::QUADRIC_LEVEL {
 namespace {
 
@@ -14,6 +18,7 @@ template <>
 struct Simd<float> {
   using V = float __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
   using Loose = float __attribute__((vector_size(QUADRIC_VECTOR_BYTES), aligned(sizeof(float)), may_alias));
+  using Singles = Loose;  // as many float32 as there are lanes, at any address
   using I = std::int32_t __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
   using Int = std::int32_t;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, half to even
@@ -28,6 +33,7 @@ template <>
 struct Simd<double> {
   using V = double __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
   using Loose = double __attribute__((vector_size(QUADRIC_VECTOR_BYTES), aligned(sizeof(double)), may_alias));
+  using Singles = float __attribute__((vector_size(QUADRIC_VECTOR_BYTES / 2), aligned(sizeof(float)), may_alias));
   using I = std::int64_t __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
   using Int = std::int64_t;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
@@ -108,6 +114,15 @@ template <class T>
 inline V<T> magnitude(V<T> x) {
   constexpr typename Simd<T>::Int kSign = typename Simd<T>::Int(1) << (sizeof(T) * 8 - 1);
   return from_bits<T>(bits<T>(x) & ~kSign);
+}
+// Float32 as T. GCC 12 would make a conversion to AVX-512 out of halves, and warns of the form without a mask.
+inline V<float> from_singles(Simd<float>::Singles x, float) { return x; }
+inline V<double> from_singles(Simd<double>::Singles x, double) {
+#ifdef __AVX512F__
+  return _mm512_maskz_cvtps_pd(0xff, reinterpret_cast<__m256&>(x));
+#else
+  return __builtin_convertvector(x, V<double>);
+#endif
 }
 inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 

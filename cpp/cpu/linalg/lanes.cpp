@@ -449,6 +449,33 @@ void load(const T* src, std::int64_t lane_stride, std::int64_t count, std::int64
 }
 
 template <class T>
+void load_float(const float* src, std::int64_t lane_stride, std::int64_t count, std::int64_t available, T* out,
+                std::int64_t stride) {
+  using Singles = typename Simd<T>::Singles;
+  // Vectors may read beyond the last entry of a lane, as long as it is the caller's.
+  const std::int64_t limit = available - (kPack<T> - 1) * lane_stride - kLanes<T>;
+  std::int64_t i = 0;
+  for (; i < count && i <= limit; i += kLanes<T>) {
+    for (std::int64_t part = 0; part < kPack<T>; part += kLanes<T>) {
+      V<T> x[kLanes<T>];
+      for (int r = 0; r < kLanes<T>; ++r)
+        x[r] = from_singles(*reinterpret_cast<const Singles*>(src + (part + r) * lane_stride + i), T());
+      transpose<T>(x);
+      T* const to = out + i * stride * kPack<T> + part;
+      const int rows = static_cast<int>(smaller(kLanes<T>, count - i));
+      if (rows == kLanes<T>) {
+        for (int r = 0; r < kLanes<T>; ++r) vec(to + r * stride * kPack<T>) = x[r];
+      } else {
+        for (int r = 0; r < rows; ++r) vec(to + r * stride * kPack<T>) = x[r];
+      }
+    }
+  }
+  for (; i < count; ++i)
+    for (std::int64_t lane = 0; lane < kPack<T>; ++lane)
+      out[i * stride * kPack<T> + lane] = static_cast<T>(src[lane * lane_stride + i]);
+}
+
+template <class T>
 void store(const T* in, std::int64_t stride, std::int64_t count, std::int64_t lanes, T* dst, std::int64_t lane_stride) {
   std::int64_t i = 0;
   if (lanes == kPack<T>) {
@@ -521,6 +548,7 @@ const LaneKernels<T>& lane_kernels() {
         for_parts<T>([=](std::int64_t p) { cross<T>(x + p, rows, columns, first, g, out + p); });
       },
       load<T>,
+      load_float<T>,
       store<T>,
   };
   return kernels;

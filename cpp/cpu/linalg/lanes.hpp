@@ -57,6 +57,9 @@ struct LaneKernels {
   // out + i * stride * kPack. And back.
   void (*load)(const T* src, std::int64_t lane_stride, std::int64_t count, std::int64_t lanes, T* out,
                std::int64_t stride);
+  // `load` of all lanes from float32. src has `available` numbers, some of which may lie beyond the last lane's.
+  void (*load_float)(const float* src, std::int64_t lane_stride, std::int64_t count, std::int64_t available, T* out,
+                     std::int64_t stride);
   void (*store)(const T* in, std::int64_t stride, std::int64_t count, std::int64_t lanes, T* dst,
                 std::int64_t lane_stride);
 };

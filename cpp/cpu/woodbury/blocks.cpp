@@ -266,6 +266,15 @@ void report(const BlockSource& F, std::int64_t chunk, const std::int32_t* failed
   std::copy_n(failed, std::min(kLanes, ceil_div(F.d, F.block_size) - first), status + first);
 }
 
+// Rows [first, first + count) of G, as far as there are any, columns [begin, end). They come while the processor
+// computes; it would not see them coming, because the pieces are short and far apart.
+void prefetch(const StoredRows& G, std::int64_t first, std::int64_t count, std::int64_t begin, std::int64_t end) {
+  for (std::int64_t r = first; r < std::min(first + count, G.rows); ++r) {
+    const char* const last = element(G, r, std::min(end, G.cols));
+    for (const char* p = element(G, r, begin); p < last; p += 64) __builtin_prefetch(p, 0, 2);
+  }
+}
+
 // NaN in the lanes of the blocks that failed: nobody takes them for results.
 void void_failed(const std::int32_t* failed, double* x, std::int64_t n) {
   for (std::int64_t lane = 0; lane < kLanes; ++lane)
@@ -295,15 +304,25 @@ void block_gram(const Execution& exec, const StoredRows& G, std::int64_t block_s
     const std::int64_t first = task * per_task, count = std::min(per_task, chunks - first);
     const std::int64_t begin = first * chunk_columns, width = std::min(count * chunk_columns, G.cols - begin);
     std::fill_n(staging + width, count * chunk_columns - width, 0.0);
+    const bool direct = G.storage == Storage::float32 && width == count * chunk_columns;
     for (std::int64_t r0 = 0; r0 < G.rows; r0 += kDepth) {
       const std::int64_t depth = std::min(kDepth, G.rows - r0);
       for (std::int64_t r = 0; r < depth; ++r) {
+        if (direct) {
+          const auto* g = reinterpret_cast<const float*>(element(G, r0 + r, begin));
+          for (std::int64_t c = 0; c < count; ++c)
+            kernels.load_float(g + c * chunk_columns, block_size, block_size, width - c * chunk_columns,
+                               x + c * panel + r * kLanes, kDepth);
+          continue;
+        }
         rows.widen(element(G, r0 + r, begin), G.storage, width, staging);
         for (std::int64_t c = 0; c < count; ++c)
           kernels.load(staging + c * chunk_columns, block_size, block_size, kLanes, x + c * panel + r * kLanes, kDepth);
       }
-      for (std::int64_t c = 0; c < count; ++c)
+      for (std::int64_t c = 0; c < count; ++c) {
+        prefetch(G, r0 + kDepth, kDepth, begin + c * chunk_columns, begin + (c + 1) * chunk_columns);
         kernels.gram(x + c * panel, block_size, depth, kDepth, sums + (first + c) * packed(block_size) * kLanes);
+      }
     }
   });
 }

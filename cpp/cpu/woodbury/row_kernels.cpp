@@ -22,7 +22,7 @@ struct Bfloat16 {
 
 constexpr int kHalves = QUADRIC_VECTOR_BYTES / 4;  // 16-bit numbers that make a vector of float32
 using HalfBits = std::uint16_t __attribute__((vector_size(2 * kHalves), aligned(2), may_alias));
-using HalfVector = float __attribute__((vector_size(QUADRIC_VECTOR_BYTES / 2), aligned(4), may_alias));
+using HalfVector = Simd<double>::Singles;
 using Words = Simd<float>::I;
 
 // bfloat16 is the upper half of a float32.
@@ -85,8 +85,8 @@ void widen_double(const void* src, Storage storage, std::int64_t n, double* out)
       const V<float> x = read_vector(from + i);
       HalfVector half[2];
       __builtin_memcpy(half, &x, sizeof x);
-      loose(out + i) = __builtin_convertvector(half[0], V<double>);
-      loose(out + i + kLanes<double>) = __builtin_convertvector(half[1], V<double>);
+      loose(out + i) = from_singles(half[0], 0.0);
+      loose(out + i + kLanes<double>) = from_singles(half[1], 0.0);
     }
     for (; i < n; ++i) out[i] = static_cast<double>(read(from + i));
   });
@@ -172,20 +172,20 @@ struct Wide {
 };
 inline Wide widened(const double* p) { return {loose(p), loose(p + kLanes<double>)}; }
 inline Wide widened(const float* p) {
-  return {__builtin_convertvector(*reinterpret_cast<const HalfVector*>(p), V<double>),
-          __builtin_convertvector(*reinterpret_cast<const HalfVector*>(p + kLanes<double>), V<double>)};
+  return {from_singles(*reinterpret_cast<const HalfVector*>(p), 0.0),
+          from_singles(*reinterpret_cast<const HalfVector*>(p + kLanes<double>), 0.0)};
 }
 inline Wide widened(const Float16* p) {
   const V<float> x = read_vector(p);
   HalfVector half[2];
   __builtin_memcpy(half, &x, sizeof x);
-  return {__builtin_convertvector(half[0], V<double>), __builtin_convertvector(half[1], V<double>)};
+  return {from_singles(half[0], 0.0), from_singles(half[1], 0.0)};
 }
 inline Wide widened(const Bfloat16* p) {
   const HalfWords words = *reinterpret_cast<const HalfWords*>(p);
   const HalfWords even = words << 16, odd = words & 0xffff0000u;
-  return {__builtin_convertvector(reinterpret_cast<const HalfVector&>(even), V<double>),
-          __builtin_convertvector(reinterpret_cast<const HalfVector&>(odd), V<double>)};
+  return {from_singles(reinterpret_cast<const HalfVector&>(even), 0.0),
+          from_singles(reinterpret_cast<const HalfVector&>(odd), 0.0)};
 }
 
 // Where number i of a step of rows of this type is in the two vectors.

@@ -75,6 +75,7 @@ template <class T>
 void gram_in(const Execution& exec, const StoredRows& G, std::int64_t block_size, double* K) {
   const std::int64_t m = G.rows;
   constexpr std::int64_t kMostParts = 16;  // each has a sum of its own
+  constexpr std::int64_t kShort = 1024;
   // The sum of a slab in T is added to the sum in float64, which must cost little beside it.
   const Slabs slabs(G.cols, block_size, is_stored_as<T>(G.storage) ? 8192 : 2048, kMostParts);
   const std::int64_t copy = Dense<T>::size(G, slabs.width), own = copy + m * m;
@@ -86,11 +87,14 @@ void gram_in(const Execution& exec, const StoredRows& G, std::int64_t block_size
     double* const sum = sums.data() + task * m * m;
     slabs.for_share(task / slabs.parts, task % slabs.parts, [&](std::int64_t begin, std::int64_t count) {
       const Dense<T> g(G, begin, count, memory.data() + worker * own);
-      // Contiguous rows are columns to BLAS, and its upper triangle is our lower one.
-      char uplo = 'U', trans = 'T';
-      int n = static_cast<int>(m), k = static_cast<int>(count), ld = static_cast<int>(g.stride);
-      T one = 1, zero = 0;
-      blas_routines<T>().syrk(&uplo, &trans, &n, &k, &one, const_cast<T*>(g.data), &ld, &zero, product, &n);
+      // Contiguous rows are columns to BLAS, and its upper triangle is our lower one. SYRK likes short rows.
+      for (std::int64_t from = 0; from < count; from += kShort) {
+        char uplo = 'U', trans = 'T';
+        int n = static_cast<int>(m), k = static_cast<int>(std::min(kShort, count - from));
+        int ld = static_cast<int>(g.stride);
+        T one = 1, beta = from > 0 ? T(1) : T(0);
+        blas_routines<T>().syrk(&uplo, &trans, &n, &k, &one, const_cast<T*>(g.data + from), &ld, &beta, product, &n);
+      }
       for (std::int64_t i = 0; i < m; ++i)
         for (std::int64_t j = 0; j <= i; ++j) sum[i * m + j] += static_cast<double>(product[i * m + j]);
     });

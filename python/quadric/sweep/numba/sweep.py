@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quadric.linalg.numba import blas
-from quadric.sweep.numba.grid import Format, fit, scale_format
 from quadric.linalg.numba.jit import compiled
 from quadric.linalg.numba.parallel import run
+from quadric.sweep.numba.grid import Format, fit, scale_format
 from quadric.sweep.numba.tiles import load, store
 from quadric.threads import blas_limit
 
