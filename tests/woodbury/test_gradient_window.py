@@ -201,8 +201,8 @@ def test_replacing_by_something_quite_different(backend):
 def test_twins(backend, storage):
     """The same gradient all over the window: G G^T has rank 1, the damping does the rest.
 
-    Push-through adds up m coefficients of 1 / (m damping) that cancel. The sums are float64, so that
-    float32 loses nothing but the rounding of the result.
+    Push-through adds up m coefficients of 1 / (m damping) that cancel. The sums are float64, so
+    that float32 loses nothing but the rounding of the result.
     """
     rng = np.random.default_rng(4)
     row = rng.standard_normal(20)

@@ -1,6 +1,7 @@
 """The block-diagonal empirical Fisher matrix of oBERT."""
 
 import os
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -144,9 +145,8 @@ class BlockFisher:
             If the dtype does not fit.
         """
         g = checks.gradients(G, "G", self.d)
-        checks.finite(g.reshape(G.shape), "G")
         if g.shape[0]:
-            self._add(g)
+            self._add(g, lambda: checks.finite(g.reshape(G.shape), "G"))
             self._like = arrays.like(G)
 
     def merge(self, other: "BlockFisher") -> None:
@@ -448,11 +448,13 @@ class BlockFisher:
 
     # What is stored.
 
-    def _add(self, g: np.ndarray) -> None:
-        """Add checked gradients."""
+    def _add(self, g: np.ndarray, check: Callable[[], None] | None = None) -> None:
+        """Add gradients, after a `check` of their entries."""
         count, total = self._count, self._count + g.shape[0]
         storage = arrays.promote(self._storage, g.dtype) if count else g.dtype
         if self._sums is None and total <= self.block_size:
+            if check is not None:
+                check()
             rows = self._rows
             if rows is None or rows.dtype != storage:
                 # Memory that nobody has written to costs nothing yet.
@@ -462,8 +464,14 @@ class BlockFisher:
             rows[count:total] = arrays.widen(g, storage)
             self._rows = rows
         else:
+            fresh = self._sums is None
+            if check is not None and not fresh:
+                check()
             sums = self._folded()
             self._sum(g, sums)
+            # Nothing is lost yet where the sums are new, and they show NaN without a pass over g.
+            if check is not None and fresh and not self._has_finite_diagonals(sums):
+                check()
             self._sums, self._rows = sums, None
         self._grow(g.shape[0], g.dtype)
 
@@ -480,6 +488,11 @@ class BlockFisher:
         kernel = backends.resolve("woodbury.block_gram", self.backend)
         with threads.blas_limit(1):  # the kernels call BLAS from threads of their own
             kernel(g, self.block_size, sums, threads.resolve(self.n_threads))
+
+    def _has_finite_diagonals(self, sums: np.ndarray) -> bool:
+        i = np.arange(self.block_size)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return bool(np.isfinite(sums[:, i * (i + 3) // 2].sum()))
 
     def _sums_shape(self) -> tuple[int, int, int]:
         triangle = self.block_size * (self.block_size + 1) // 2
