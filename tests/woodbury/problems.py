@@ -241,7 +241,8 @@ class Block:
 
         Primal: z = F_SS^-1 r with r = F_SP w_P; both F's are off by c eps tr(F).
         Dual: z = X_S^T y with y = K_S^-1 X_P w_P.
-        Loss: half of w_P^T F_PP w_P - r^T z.
+        Loss: half of w_P^T F_PP w_P - r^T z; in the dual lambda (|w_P|^2 + u^T y) / 2, u = X_P w_P,
+        where an error E of K_S moves u^T y by y^T E y, and one of u by twice its product with y.
         """
         w = w.astype(float)
         f, gone = self.curvature.astype(float), ~kept
@@ -254,10 +255,13 @@ class Block:
             moved = np.linalg.norm(p) * norm_p + np.trace(k) * y
             moved = np.linalg.norm(np.linalg.solve(k, s), 2) * moved + np.linalg.norm(s) * y
             moved *= self.roundings
+            loss = np.trace(k) * y**2 + 2 * np.linalg.norm(p) * norm_p * y + norm_p**2
+            loss *= self.damping * self.roundings
         else:
             least = smallest(f[kept][:, kept]) if kept.any() else 1.0
             moved = self.roundings * total / least * (z + norm_p)
-        loss = self.roundings * total * norm_p * (norm_p + z)
+            loss = 0.0
+        loss += self.roundings * total * norm_p * (norm_p + z)
         return float(moved), float(loss + np.linalg.norm(f[kept][:, gone] @ w[gone]) * moved)
 
 
