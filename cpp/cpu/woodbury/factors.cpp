@@ -58,7 +58,7 @@ void symmetric_product(const Execution& exec, std::int64_t count, const MatrixVi
     QUADRIC_REQUIRE(has_rows(Y[i], J[i].rows) && Y[i].rows == V[i].rows, "Y must have the shape of V");
   }
   const auto& kernels = detail::row_kernels<T>();
-  parallel_for(std::min(thread_count(exec, tasks.size()), copy_thread_count(exec, entries)),
+  parallel_for(std::min(thread_count(exec, tasks.size()), thread_count(exec, entries >> 17)),
                static_cast<std::int64_t>(tasks.size()), [&](std::int64_t t, int) {
                  const auto [i, begin, end] = tasks[t];
                  const std::int64_t n = J[i].rows, k = V[i].rows;
@@ -98,7 +98,7 @@ void symmetric_update(const Execution& exec, std::int64_t count, const MatrixVie
   }
   const auto& kernels = detail::row_kernels<T>();
   std::vector<double> largest(tasks.size(), 0.0);
-  parallel_for(std::min(thread_count(exec, tasks.size()), copy_thread_count(exec, entries)),
+  parallel_for(std::min(thread_count(exec, tasks.size()), thread_count(exec, entries >> 17)),
                static_cast<std::int64_t>(tasks.size()), [&](std::int64_t t, int) {
                  const auto [i, begin, end] = tasks[t];
                  const std::int64_t n = J[i].rows, k = Y[i].rows;
