@@ -31,8 +31,6 @@ class Lanes {
         d_(d),
         staging_(staging) {}
 
-  static std::int64_t staging(std::int64_t block_size) { return kLanes * block_size; }
-
   // out(i) of each block, entries `stride` apart.
   template <class Widen>
   void load(std::int64_t chunk, double* out, std::int64_t stride, const Widen& widen) const {
@@ -149,13 +147,11 @@ class Chunk {
   // v = F^-1 v, after `factor`.
   void solve(double* v) {
     if (primal()) {
-      kernels_.forward(factor_, n_, reciprocal_, v);
-      kernels_.backward(factor_, n_, reciprocal_, v);
+      substitute(v);
       return;
     }
     kernels_.multiply(x_, n_, F_.block_size, v, small_);
-    kernels_.forward(factor_, n_, reciprocal_, small_);
-    kernels_.backward(factor_, n_, reciprocal_, small_);
+    substitute(small_);
     kernels_.multiply_transposed(x_, n_, F_.block_size, small_, spare());
     const double scale = 1 / F_.damping;
     const double* correction = spare();
@@ -185,8 +181,7 @@ class Chunk {
     kernels_.scale_columns(x_, n_, B, keep);
     factor();
     std::copy_n(small_, n_ * kLanes, u);
-    kernels_.forward(factor_, n_, reciprocal_, u);
-    kernels_.backward(factor_, n_, reciprocal_, u);
+    substitute(u);
     kernels_.multiply_transposed(x_, n_, B, u, z);
     add_dot(gone, gone, B, loss);  // dw^T F dw = lambda (|w_P|^2 + u . t)
     add_dot(small_, u, n_, loss);
@@ -200,6 +195,12 @@ class Chunk {
   double* spare() const { return inverted_; }
   static std::int64_t spare_size(const BlockSource& F, std::int64_t n) {
     return std::max(2 * padded(n) * kTile, F.block_size);
+  }
+
+  // v = (C C^T)^-1 v for the factor C
+  void substitute(double* v) const {
+    kernels_.forward(factor_, n_, reciprocal_, v);
+    kernels_.backward(factor_, n_, reciprocal_, v);
   }
 
   // F^-1 = (I - W^T W) / lambda
@@ -397,7 +398,7 @@ void block_scores(const Execution& exec, const BlockSource& F, const T* w, std::
     const std::int64_t first = chunk * kLanes, count = std::min(kLanes, blocks - first);
     for (std::int64_t q = 0; q < B / group; ++q) {
       factor.group(q * group, group, inverse);
-      kernels.damp(inverse, group, 1.0, 0.0, inverse);
+      kernels.damp(inverse, group, 1.0, 0.0, inverse);  // pads it, no more
       std::int32_t group_failed[kLanes];
       std::fill_n(group_failed, kLanes, -1);
       kernels.cholesky(inverse, p, reciprocal, group_failed);

@@ -63,13 +63,8 @@ void symmetric_product(const Execution& exec, std::int64_t count, const MatrixVi
                  const auto [i, begin, end] = tasks[t];
                  const std::int64_t n = J[i].rows, k = V[i].rows;
                  if (k == 1) {
-                   StoredRows rows;
-                   rows.data = J[i].data + begin * n;
-                   rows.storage = sizeof(T) == 8 ? Storage::float64 : Storage::float32;
-                   rows.rows = end - begin;
-                   rows.cols = rows.row_stride = n;
-                   std::vector<double> sums(static_cast<std::size_t>(end - begin), 0.0);
-                   kernels.dots(rows, V[i].data, sums.data());
+                   std::vector<double> sums(static_cast<std::size_t>(end - begin));
+                   kernels.dots(J[i].data + begin * n, end - begin, n, V[i].data, sums.data());
                    for (std::int64_t r = begin; r < end; ++r) Y[i].data[r] = static_cast<T>(sums[r - begin]);
                    return;
                  }

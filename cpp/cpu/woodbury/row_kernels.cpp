@@ -42,6 +42,15 @@ inline V<float> read_vector(const Half* p) {
   return decode(__builtin_convertvector(*reinterpret_cast<const HalfBits*>(p), Words), p);
 }
 
+struct Wide {
+  V<double> a, b;
+};
+inline Wide halves(V<float> x) {
+  HalfVector half[2];
+  __builtin_memcpy(half, &x, sizeof x);
+  return {from_singles(half[0], 0.0), from_singles(half[1], 0.0)};
+}
+
 inline float read(const float* p) { return *p; }
 inline double read(const double* p) { return *p; }
 template <class Half>
@@ -82,11 +91,9 @@ void widen_double(const void* src, Storage storage, std::int64_t n, double* out)
   with_type<float>(src, storage, [=](auto* from) {
     std::int64_t i = 0;
     for (; i + kLanes<float> <= n; i += kLanes<float>) {
-      const V<float> x = read_vector(from + i);
-      HalfVector half[2];
-      __builtin_memcpy(half, &x, sizeof x);
-      loose(out + i) = from_singles(half[0], 0.0);
-      loose(out + i + kLanes<double>) = from_singles(half[1], 0.0);
+      const Wide x = halves(read_vector(from + i));
+      loose(out + i) = x.a;
+      loose(out + i + kLanes<double>) = x.b;
     }
     for (; i < n; ++i) out[i] = static_cast<double>(read(from + i));
   });
@@ -136,51 +143,40 @@ inline double total(V<T> x) {
 }
 
 template <class T>
-void dots(const StoredRows& G, const T* x, double* sums) {
+void dots(const T* j, std::int64_t rows, std::int64_t n, const T* x, double* sums) {
   constexpr int kRows = 4;  // rows that share a read of x
   constexpr int kWays = 2;  // sums of a row, against the latency of an addition
-  const std::int64_t n = G.cols;
-  with_type<T>(G.data, G.storage, [&](auto* g) {
-    for (std::int64_t r0 = 0; r0 < G.rows; r0 += kRows) {
-      decltype(g) row[kRows];  // rows beyond the last repeat it
-      for (int r = 0; r < kRows; ++r) row[r] = g + smaller(r0 + r, G.rows - 1) * G.row_stride;
-      V<T> sum[kRows][kWays] = {};
-      std::int64_t j = 0;
-      for (; j + kWays * kLanes<T> <= n; j += kWays * kLanes<T>) {
-        for (int way = 0; way < kWays; ++way) {
-          const V<T> xj = loose(x + j + way * kLanes<T>);
-          for (int r = 0; r < kRows; ++r) sum[r][way] += read_vector(row[r] + j + way * kLanes<T>) * xj;
-        }
-      }
-      for (int r = 0; r < kRows && r0 + r < G.rows; ++r) {
-        double rest = 0;
-        for (std::int64_t i = j; i < n; ++i) rest += static_cast<double>(read(row[r] + i)) * static_cast<double>(x[i]);
-        sums[r0 + r] += total<T>(sum[r][0] + sum[r][1]) + rest;
+  for (std::int64_t r0 = 0; r0 < rows; r0 += kRows) {
+    const T* row[kRows];  // rows beyond the last repeat it
+    for (int r = 0; r < kRows; ++r) row[r] = j + smaller(r0 + r, rows - 1) * n;
+    V<T> sum[kRows][kWays] = {};
+    std::int64_t c = 0;
+    for (; c + kWays * kLanes<T> <= n; c += kWays * kLanes<T>) {
+      for (int way = 0; way < kWays; ++way) {
+        const V<T> xc = loose(x + c + way * kLanes<T>);
+        for (int r = 0; r < kRows; ++r) sum[r][way] += loose(row[r] + c + way * kLanes<T>) * xc;
       }
     }
-  });
+    for (int r = 0; r < kRows && r0 + r < rows; ++r) {
+      double rest = 0;
+      for (std::int64_t i = c; i < n; ++i) rest += static_cast<double>(row[r][i]) * static_cast<double>(x[i]);
+      sums[r0 + r] = total<T>(sum[r][0] + sum[r][1]) + rest;
+    }
+  }
 }
 
 // The next kStep<T> numbers as double, in two vectors. Of bfloat16 one has the even and the other the odd ones, which
-// takes a shift and a mask; `arrange` puts what they are multiplied by into the same order.
+// takes a shift and a mask; `place` says where they are, for what they are multiplied by.
 template <class T>
 constexpr int kStep = sizeof(T) == 8 ? 2 * kLanes<double> : kLanes<float>;
 using HalfWords = std::uint32_t __attribute__((vector_size(QUADRIC_VECTOR_BYTES / 2), aligned(2), may_alias));
 
-struct Wide {
-  V<double> a, b;
-};
 inline Wide widened(const double* p) { return {loose(p), loose(p + kLanes<double>)}; }
 inline Wide widened(const float* p) {
   return {from_singles(*reinterpret_cast<const HalfVector*>(p), 0.0),
           from_singles(*reinterpret_cast<const HalfVector*>(p + kLanes<double>), 0.0)};
 }
-inline Wide widened(const Float16* p) {
-  const V<float> x = read_vector(p);
-  HalfVector half[2];
-  __builtin_memcpy(half, &x, sizeof x);
-  return {from_singles(half[0], 0.0), from_singles(half[1], 0.0)};
-}
+inline Wide widened(const Float16* p) { return halves(read_vector(p)); }
 inline Wide widened(const Bfloat16* p) {
   const HalfWords words = *reinterpret_cast<const HalfWords*>(p);
   const HalfWords even = words << 16, odd = words & 0xffff0000u;

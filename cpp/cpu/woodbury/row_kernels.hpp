@@ -19,9 +19,9 @@ struct RowKernels {
   void (*narrow)(const T* x, Storage storage, std::int64_t n, void* row);
   // First i < n where |x_i| > limit or x_i is NaN, or -1.
   std::int64_t (*first_beyond)(const T* x, std::int64_t n, T limit);
-  // sums[r] += row r of G times x, r < G.rows; products and sums of a chunk in T.
-  void (*dots)(const StoredRows& G, const T* x, double* sums);
-  // The same with products and sums in double.
+  // sums[r] = row r of a contiguous matrix (rows x n) times x; products and sums in T.
+  void (*dots)(const T* j, std::int64_t rows, std::int64_t n, const T* x, double* sums);
+  // sums[r] += row r of G times x, r < G.rows; products and sums in double.
   void (*exact_dots)(const StoredRows& G, const T* x, double* sums);
   // y = scale x + sum_r c[r] row r of G in double, rounded once; x may be null for zero.
   void (*combine)(const StoredRows& G, const double* c, const T* x, double scale, T* y);

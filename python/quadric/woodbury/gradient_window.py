@@ -400,7 +400,7 @@ class GradientWindow:
         return x, column
 
     def _keep(self, x: np.ndarray) -> None:
-        self._passes.store(x, self._rows[self._head], None)
+        self._rows[self._head] = self._row if self._rounds else x
         self._head = (self._head + 1) % self.capacity
 
     def _push_through(self, solved: np.ndarray) -> np.ndarray:
