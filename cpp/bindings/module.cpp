@@ -13,6 +13,7 @@ namespace quadric::python {
 
 void register_linalg(py::module_& m);
 void register_sweep(py::module_& m);
+void register_transport(py::module_& m);
 void register_woodbury(py::module_& m);
 
 namespace {
@@ -70,6 +71,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   register_linalg(linalg);
   py::module_ sweep = m.def_submodule("sweep", "Kernels of the sweep family.");
   register_sweep(sweep);
+  py::module_ transport = m.def_submodule("transport", "Kernels of the transport family.");
+  register_transport(transport);
   py::module_ woodbury = m.def_submodule("woodbury", "Kernels of the woodbury family.");
   register_woodbury(woodbury);
 }

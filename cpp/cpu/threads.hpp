@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
+#include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -38,6 +40,21 @@ void parallel_for(int n_threads, std::int64_t tasks, const Body& body) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(n_threads)
   for (std::int64_t task = 0; task < tasks; ++task) body(task, omp_get_thread_num());
 #endif
+}
+
+// The same for bodies that may throw, which they do for lack of memory: the first exception is thrown again here.
+template <class Body>
+void parallel_try(int n_threads, std::int64_t tasks, const Body& body) {
+  std::vector<std::exception_ptr> failures(static_cast<std::size_t>(tasks));
+  parallel_for(n_threads, tasks, [&](std::int64_t task, int worker) {
+    try {
+      body(task, worker);
+    } catch (...) {
+      failures[task] = std::current_exception();
+    }
+  });
+  for (const std::exception_ptr& failure : failures)
+    if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace quadric

@@ -1,0 +1,223 @@
+"""Newton's method for the dual, on the entries of the plan that count.
+
+The unknown is g; f is always the best one for it, which makes the rows exact and nothing overflow.
+With c = P^T 1 the gradient is b - c, and a step d, in units of reg, solves
+
+    (diag(c) (1 + shift) - S^T diag(1/a) S) d = b - c,
+
+S being the plan without its smallest entries, which together have a share of the error as their
+mass. What makes this work where the published method (arXiv:2401.12253) stalls: entries go by mass
+and not by number; a Levenberg shift, proportional to the error, is kept by the usual trust ratio;
+a Sinkhorn step follows every Newton step; CG stops early; and reg comes down in steps, each started
+from where the last two point to. All of it happens on a list of the entries that could ever count,
+made anew when the potentials have moved too far.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from quadric import backends
+from quadric.transport.history import Recorder
+from quadric.transport.relaxation import Sinkhorn, State
+
+_SLACK = 20.0  # bits by which an entry may grow before the list is made anew; more after that
+_DROP = 0.05  # mass left out of the Hessian, relative to the error
+_CG = 0.1  # residual of CG, or the error where that is smaller
+_CG_STEPS = 3000
+_SHIFT = 0.1  # to begin with, relative to the error
+_LISTS = 60  # lists that one value of reg may need
+_STEPS = 300  # Newton steps that one value of reg may need
+_INSIDE = 0.9  # of the tolerance: the rest is for the entries that are not on the list
+
+
+@dataclass(slots=True)
+class _Point:
+    """Potentials whose rows are exact, their plan on the list, and how far its columns are off."""
+
+    f: np.ndarray
+    g: np.ndarray
+    values: np.ndarray
+    columns: np.ndarray
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """The entries of the plan that count, row by row, and the problem on them."""
+
+    starts: np.ndarray
+    indices: np.ndarray
+    costs: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    reg: float
+    backend: str | None
+    n_threads: int
+
+    def evaluate(self, f: np.ndarray, g: np.ndarray) -> _Point:
+        """Return the point with these g; f tells where about the rows are."""
+        point = _Point(f.copy(), g, np.empty(len(self.costs)), np.empty(len(self.b)), 0.0)
+        error = np.empty(1)
+        kernel = backends.resolve("transport.sparse_sinkhorn", self.backend)
+        kernel(
+            self.starts, self.indices, self.costs, self.a, self.b, self.reg, 1.0, math.inf, 1,
+            point.f, g, error, point.values, point.columns, self.n_threads,
+        )  # fmt: skip
+        point.error = float(error[0])
+        return point
+
+    def balance(self, point: _Point) -> _Point:
+        """Return the point after a Sinkhorn step."""
+        return self.evaluate(point.f, point.g + self.reg * np.log(self.b / point.columns))
+
+    def objective(self, point: _Point) -> float:
+        return float(self.a @ point.f + self.b @ point.g)
+
+    def direction(self, point: _Point, shift: float) -> tuple[np.ndarray, float, int, int]:
+        """Return the step in g, the gain it promises, the entries kept and iterations of CG."""
+        step = np.empty_like(self.b)
+        kernel = backends.resolve("transport.newton_direction", self.backend)
+        cg, kept, _, _, gain = kernel(
+            self.starts, self.indices, point.values, self.a, point.columns,
+            self.b - point.columns, shift * point.error, _DROP * point.error,
+            min(_CG, point.error), _CG_STEPS, step, self.n_threads,
+        )  # fmt: skip
+        step -= step @ self.b / self.b.sum()  # the null direction
+        return self.reg * step, self.reg * gain, kept, cg
+
+
+class Newton:
+    """Newton's method for one problem, at one value of reg after another.
+
+    Parameters
+    ----------
+    sinkhorn : Sinkhorn
+        The problem, and passes over all of its entries.
+    max_iter : int
+        Steps of both methods together.
+    recorder : Recorder
+        Where the steps are noted.
+    """
+
+    def __init__(self, sinkhorn: Sinkhorn, max_iter: int, recorder: Recorder) -> None:
+        self._sinkhorn, self._max_iter, self._recorder = sinkhorn, max_iter, recorder
+        self._shift = _SHIFT
+        self._last: tuple[float, np.ndarray] | None = None
+
+    def extrapolate(self, state: State, reg: float, next_reg: float) -> None:
+        """Move g to where it points as reg goes on to `next_reg`."""
+        g = state.g.copy()
+        if self._last is not None:
+            before, g_before = self._last
+            state.g += (g - g_before) * (next_reg - reg) / (reg - before)
+        self._last = reg, g
+
+    def solve(self, state: State, reg: float, tol: float, limit: int, *, last: bool) -> str:
+        """Bring one problem to `tol`, in place.
+
+        Parameters
+        ----------
+        state : State
+        reg, tol : float
+        limit : int
+            Entries that the list may have.
+        last : bool
+            Whether the error must hold for all entries; otherwise for those on the list.
+
+        Returns
+        -------
+        {"done", "dense", "stalled"}
+            "dense" if more entries count than `limit`.
+        """
+        least, slack = math.inf, _SLACK
+        for _ in range(_LISTS):
+            errors = self._sinkhorn.iterate(state, reg, np.ones(1), tol, 1)
+            state.error = errors[:, 0]
+            self._note(state, reg)
+            if state.error[0] <= tol:
+                return "done"
+            entries = self._list(state, reg, tol, slack, limit)
+            if entries is None:
+                return "dense"
+            point, moved = self._steps(entries, state, tol * _INSIDE, slack)
+            state.f[0], state.g[0] = point.f, point.g
+            if moved:
+                slack *= 1.5
+                continue
+            state.error[0] = point.error
+            if not last:
+                return "done"
+            self._sinkhorn.exact(state, reg)
+            self._note(state, reg)
+            if state.error[0] <= tol:
+                return "done"
+            if not state.error[0] < 0.5 * least:
+                break
+            least = state.error[0]
+        return "stalled"
+
+    def _note(self, state: State, reg: float) -> None:
+        objective = self._sinkhorn.objective(state)
+        entries = self._sinkhorn.cost.shape[1] * self._sinkhorn.cost.shape[2]
+        self._recorder.add("sinkhorn", reg, 1, float(state.error[0]), objective, entries)
+
+    def _list(
+        self, state: State, reg: float, tol: float, slack: float, limit: int
+    ) -> _List | None:
+        s = self._sinkhorn
+        a, b = s.a[0], s.b[0]
+        # What is not on the list has at most the mass min(n, m) 2^-bits of the larger masses.
+        bits = math.log2(min(len(a), len(b)) * min(a.sum(), b.sum()) / tol) + 4 + slack
+        kernel = backends.resolve("transport.candidates", s.backend)
+        found = kernel(
+            *s.cost.single(), a, b, state.f[0], state.g[0], reg, max(bits, slack), limit,
+            s.n_threads,
+        )  # fmt: skip
+        return None if found is None else _List(*found, a, b, reg, s.backend, s.n_threads)
+
+    def _steps(
+        self, entries: _List, state: State, tol: float, slack: float
+    ) -> tuple[_Point, bool]:
+        """Iterate on the list; return where that ends, and whether the list is too old by then."""
+        here = entries.evaluate(state.f[0], state.g[0])
+        f, g = here.f, here.g
+        for _ in range(_STEPS):
+            if here.error > tol:
+                here = entries.balance(here)
+            if here.error <= tol or self._recorder.iterations >= self._max_iter:
+                break
+            there = self._step(entries, here)
+            if there is None:
+                break
+            here = there
+            state.iterations += 1
+            moved = np.abs(here.f - f).max() + np.abs(here.g - g).max()
+            if moved > 2 * slack * math.log(2) * entries.reg:
+                return here, True
+        return here, False
+
+    def _step(self, entries: _List, here: _Point) -> _Point | None:
+        """Return the next point, or None if no step leads upwards."""
+        objective = entries.objective(here)
+        while self._shift < 1e6:
+            step, promised, kept, cg = entries.direction(here, self._shift)
+            there = entries.evaluate(here.f, here.g + step)
+            gain = entries.objective(there) - objective
+            ratio = gain / promised if promised > 0 else -1.0
+            # Where the gain is lost in rounding, the error decides.
+            lost = abs(gain) < 1e-13 * abs(objective) and there.error < here.error
+            if ratio > 0.75:
+                self._shift = max(self._shift / 4, 1e-6)
+            elif ratio < 0.25 and not lost:
+                self._shift *= 4
+            taken = ratio > 1e-4 or lost
+            shown = there if taken else here
+            self._recorder.add(
+                "newton", entries.reg, 1, shown.error, entries.objective(shown), kept, cg
+            )
+            if taken:
+                return there
+            self._shift *= 4
+        return None
