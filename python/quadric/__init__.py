@@ -3,6 +3,7 @@
 ============  ==========================================================================
 `sweep`       quantize and prune weights while the later columns absorb the error
 `woodbury`    inverse curvature kept current while gradients come in
+`transport`   entropic optimal transport: over-relaxed Sinkhorn and a sparse Newton method
 `linalg`      Cholesky factor, inverse, solve and determinant of many small matrices at once
 ============  ==========================================================================
 
@@ -16,7 +17,7 @@ from quadric.config import get_cmake_dir, show_config
 from quadric.errors import ConvergenceWarning, LinAlgError
 
 if TYPE_CHECKING:
-    from quadric import linalg, sweep, woodbury
+    from quadric import linalg, sweep, transport, woodbury
 
     __version__: str
 
@@ -28,10 +29,11 @@ __all__ = [
     "linalg",
     "show_config",
     "sweep",
+    "transport",
     "woodbury",
 ]
 
-_FAMILIES = ("linalg", "sweep", "woodbury")
+_FAMILIES = ("linalg", "sweep", "transport", "woodbury")
 
 
 def __getattr__(name: str) -> Any:

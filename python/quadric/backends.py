@@ -99,6 +99,31 @@ TABLE: dict[str, Kernel] = {
     "woodbury.symmetric_update": Kernel(
         ORDER, _FLOATS, "C-contiguous", "alpha J + delta I + Y^T Y; memory bandwidth"
     ),
+    "transport.sinkhorn": Kernel(
+        ORDER, _FLOATS, "any strides", "iterations, one pass over the cost each; exponentials"
+    ),
+    "transport.candidates": Kernel(
+        ORDER, _FLOATS, "any strides", "sparse matrix of the costs that matter; exponents"
+    ),
+    "transport.sparse_sinkhorn": Kernel(
+        ORDER, ("float64",), "C-contiguous", "iterations on listed entries; exponentials"
+    ),
+    "transport.newton_direction": Kernel(
+        ORDER, ("float64",), "C-contiguous", "conjugate gradients on a sparse plan; bandwidth"
+    ),
+    "transport.plan": Kernel(ORDER, _FLOATS, "any strides", "P from its potentials; exponentials"),
+    "transport.apply_plan": Kernel(
+        ORDER, _FLOATS, "any strides", "P V, sums and cost without storing P; exponentials"
+    ),
+    "transport.point_gradient": Kernel(
+        ORDER, _FLOATS, "C-contiguous", "gradient in the points; exponentials"
+    ),
+    "transport.capped_columns": Kernel(
+        ORDER, _FLOATS, "any strides", "largest entries of columns on simplices; bandwidth"
+    ),
+    "transport.capped_dual": Kernel(
+        ORDER, _FLOATS, "any strides", "largest entries of columns, shifted; bandwidth"
+    ),
 }
 """Kernel name to the backends that have it."""
 

@@ -32,7 +32,7 @@ bool candidates(const Execution& exec, const Cost<T>& cost, const double* a, con
   columns.rebase(source);
   const int n_threads = std::min(thread_count(exec, parts), thread_count(exec, n * m >> 14));
   struct Worker {
-    Worker(std::int64_t rows, std::int64_t width) : tile(rows, width), selected(width) {}
+    Worker(std::int64_t rows, std::int64_t width) : tile(rows, width), selected(width + 1) {}
     Tile<T> tile;
     Buffer<std::int32_t> selected;
   };

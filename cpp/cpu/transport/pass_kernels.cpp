@@ -12,7 +12,10 @@ namespace {
 using namespace quadric::QUADRIC_LEVEL;
 
 // Sums in T over this many columns, in double beyond.
-constexpr std::int64_t kRun = 2048;
+constexpr std::int64_t kRun = 1024;
+
+// Bytes of a stored cost to ask for ahead of its use.
+constexpr std::int64_t kAhead = 4096;
 
 template <class T>
 inline double total(V<T> x) {
@@ -50,12 +53,12 @@ inline V<T> distance(const Row<T>& row, std::int64_t j) {
 
 // t of kLanes columns from j on. D: coordinates known at compile time, or 0.
 template <class T, Form form, int D>
-inline V<T> exponent(const Row<T>& row, T factor, const T* G, std::int64_t j) {
+inline V<T> exponent(const Row<T>& row, const T* point, T factor, const T* G, std::int64_t j) {
   V<T> t = vec(G + j);
   if constexpr (form == Form::product) {
     const std::int64_t d = D > 0 ? D : row.d;
     const T* other = row.others + j;
-    for (std::int64_t k = 0; k < d; ++k, other += row.stride) t += vec(other) * row.point[k];
+    for (std::int64_t k = 0; k < d; ++k, other += row.stride) t += vec(other) * point[k];
   } else {
     t += distance<T, form>(row, j) * factor;
   }
@@ -67,34 +70,45 @@ template <class T, Form form, int D, class Body>
 inline void for_exponents(const Row<T>& row, T factor, const T* G, std::int64_t m, const Body& body) {
   if constexpr (form == Form::stored) {
     std::int64_t j = 0;
-    for (; j + kLanes<T> <= m; j += kLanes<T>) body(j, loose(row.cost + j) * factor + vec(G + j));
+    for (; j + kLanes<T> <= m; j += kLanes<T>) {
+      __builtin_prefetch(row.cost + j + kAhead / sizeof(T));
+      body(j, loose(row.cost + j) * factor + vec(G + j));
+    }
     for (const std::int64_t width = padded(m); j < width; j += kLanes<T>) {
       V<T> cost{};
       for (std::int64_t i = j; i < m && i < j + kLanes<T>; ++i) cost[i - j] = row.cost[i];
       body(j, cost * factor + vec(G + j));
     }
   } else {
+    T near[D > 0 ? D : 1];  // a copy that stores cannot change, so that it stays in registers
+    for (int k = 0; k < D; ++k) near[k] = row.point[k];
+    const T* const point = D > 0 ? near : row.point;
     for (std::int64_t j = 0, width = padded(m); j < width; j += kLanes<T>)
-      body(j, exponent<T, form, D>(row, factor, G, j));
+      body(j, exponent<T, form, D>(row, point, factor, G, j));
   }
 }
 
 template <class T, Form form, int D>
-double exponentials_of(const Row<T>& row, T factor, T shift, const T* G, const T* weight, std::int64_t m, T* e) {
-  double result = 0;
-  for (std::int64_t begin = 0; begin < m; begin += kRun) {
-    Row<T> part = row;
-    part.cost += begin;
-    part.others += begin;
-    V<T> sum{};
-    for_exponents<T, form, D>(part, factor, G + begin, smaller(kRun, m - begin), [&](std::int64_t j, V<T> t) {
-      const V<T> x = power_of_two<T>(t, shift);
-      sum += x * vec(weight + begin + j);
-      vec(e + begin + j) = x;
-    });
-    result += total<T>(sum);
+void exponentials_of(const Row<T>* row, std::int64_t rows, T factor, const T* shift, const T* G, const T* weight,
+                     std::int64_t m, T* e, std::int64_t stride, double* sums) {
+  for (std::int64_t r = 0; r < rows; ++r) sums[r] = 0;
+  // What rows of points share stays in the first-level cache; a stored cost is read in long runs.
+  constexpr std::int64_t kColumns = form == Form::stored ? 4 * kRun : kRun;
+  for (std::int64_t begin = 0; begin < m; begin += kColumns) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      Row<T> part = row[r];
+      part.cost += begin;
+      part.others += begin;
+      T* const to = e + r * stride + begin;
+      V<T> sum{};
+      for_exponents<T, form, D>(part, factor, G + begin, smaller(kColumns, m - begin), [&](std::int64_t j, V<T> t) {
+        const V<T> x = power_of_two<T>(t, shift[r]);
+        sum += x * vec(weight + begin + j);
+        vec(to + j) = x;
+      });
+      sums[r] += total<T>(sum);
+    }
   }
-  return result;
 }
 
 template <class T, Form form, int D>
@@ -135,14 +149,17 @@ inline auto with_form(Form form, std::int64_t d, const Call& call) {
 
 template <class T>
 struct Exponentials {
-  const Row<T>& row;
-  T factor, shift;
-  const T *G, *weight;
+  const Row<T>* row;
+  std::int64_t rows;
+  T factor;
+  const T *shift, *G, *weight;
   std::int64_t m;
   T* e;
+  std::int64_t stride;
+  double* sums;
   template <Form form, int D>
-  double operator()() const {
-    return exponentials_of<T, form, D>(row, factor, shift, G, weight, m, e);
+  void operator()() const {
+    exponentials_of<T, form, D>(row, rows, factor, shift, G, weight, m, e, stride, sums);
   }
 };
 
@@ -160,9 +177,9 @@ struct Exponents {
 };
 
 template <class T>
-double exponentials(Form form, const Row<T>& row, T factor, T shift, const T* G, const T* weight, std::int64_t m,
-                    T* e) {
-  return with_form(form, row.d, Exponentials<T>{row, factor, shift, G, weight, m, e});
+void exponentials(Form form, const Row<T>* row, std::int64_t rows, T factor, const T* shift, const T* G,
+                  const T* weight, std::int64_t m, T* e, std::int64_t stride, double* sums) {
+  with_form(form, row[0].d, Exponentials<T>{row, rows, factor, shift, G, weight, m, e, stride, sums});
 }
 
 template <class T>
@@ -229,13 +246,17 @@ void directions(Form form, const Row<T>& row, const T* e, const T* weight, std::
 
 template <class T>
 void add_rows(const T* e, std::int64_t stride, std::int64_t rows, const T* weight, std::int64_t width, T* sums) {
-  constexpr int kRows = 4;
+  constexpr int kRows = 8;
   for (std::int64_t r0 = 0; r0 < rows; r0 += kRows) {
     const T* row[kRows];
     T w[kRows];  // rows beyond the last repeat it with weight zero
     for (int r = 0; r < kRows; ++r) {
       row[r] = e + smaller(r0 + r, rows - 1) * stride;
       w[r] = r0 + r < rows ? weight[r0 + r] : T(0);
+    }
+    if (rows - r0 == 1) {
+      for (std::int64_t j = 0; j < width; j += kLanes<T>) vec(sums + j) += vec(row[0] + j) * w[0];
+      continue;
     }
     for (std::int64_t j = 0; j < width; j += kLanes<T>) {
       V<T> sum = vec(sums + j);
@@ -254,8 +275,10 @@ std::int64_t select(const T* t, T shift, T row_floor, const T* floor, std::int64
     typename Simd<T>::Int any = 0;
     for (int lane = 0; lane < kLanes<T>; ++lane) any |= kept[lane];
     if (any == 0) continue;
-    for (int lane = 0; lane < kLanes<T>; ++lane)
-      if (kept[lane] != 0) columns[count++] = static_cast<std::int32_t>(j + lane);
+    for (int lane = 0; lane < kLanes<T>; ++lane) {  // written in any case: a branch could not be foretold
+      columns[count] = static_cast<std::int32_t>(j + lane);
+      count += kept[lane] & 1;
+    }
   }
   return count;
 }

@@ -54,9 +54,10 @@ struct Moved {
 
 template <class T>
 struct PassKernels {
-  // e_j = 2^(t_j + shift), shift a whole number; returns sum_j e_j weight_j.
-  double (*exponentials)(Form form, const Row<T>& row, T factor, T shift, const T* G, const T* weight, std::int64_t m,
-                         T* e);
+  // e(r, j) = 2^(t_j + shift_r) for `rows` rows that are `stride` apart in e, shift_r whole numbers; sums_r = sum_j
+  // e(r, j) weight_j.
+  void (*exponentials)(Form form, const Row<T>* row, std::int64_t rows, T factor, const T* shift, const T* G,
+                       const T* weight, std::int64_t m, T* e, std::int64_t stride, double* sums);
   // t_j; returns the largest.
   T (*exponents)(Form form, const Row<T>& row, T factor, const T* G, std::int64_t m, T* t);
   // e_j = 2^(t_j + shift); returns sum_j e_j weight_j. e may be t.
@@ -67,7 +68,7 @@ struct PassKernels {
   void (*directions)(Form form, const Row<T>& row, const T* e, const T* weight, std::int64_t width, double* out);
   // sums_j += sum_r weight_r e(r, j) for `rows` rows that are `stride` apart.
   void (*add_rows)(const T* e, std::int64_t stride, std::int64_t rows, const T* weight, std::int64_t width, T* sums);
-  // The columns j with t_j + shift >= min(row_floor, floor_j), ascending; returns their number.
+  // The columns j with t_j + shift >= min(row_floor, floor_j), ascending; returns their number. Room for width + 1.
   std::int64_t (*select)(const T* t, T shift, T row_floor, const T* floor, std::int64_t width, std::int32_t* columns);
   // F <- F + omega (theta (F + log2(mass / marginal)) - F).
   void (*relax)(const Side& side, double omega, double theta, Moved& moved);

@@ -139,11 +139,12 @@ class Sinkhorn {
         row_sums[r] = scaling[r] = 1;
         base[r] = 0;
       }
+      if (!rebase)
+        source_.exponentials(first, count, shift_.data() + first, columns_.G.data(), columns_.weight.data(),
+                             tile.row(0), tile.stride, row_sums);
       for (std::int64_t r = 0; r < count; ++r) {
         const std::int64_t i = first + r;
         T& shift = shift_.data()[i];
-        if (!rebase)
-          row_sums[r] = source_.exponentials(i, shift, columns_.G.data(), columns_.weight.data(), tile.row(r));
         if (rebase || !(row_sums[r] > kTiny && row_sums[r] < kHuge)) {
           if (!rebase) source_.begin(i, 1, tile.row(r), tile.stride);
           shift = -std::nearbyint(source_.exponents(i, columns_.G.data(), tile.row(r), tile.t.data()));

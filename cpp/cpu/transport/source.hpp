@@ -98,10 +98,14 @@ class Source {
     }
   }
 
-  // Row i, made ready in `e`, where its exponentials go.
-  double exponentials(std::int64_t i, T shift, const T* G, const T* weight, T* e) const {
-    return kernels_.exponentials(form(), row(i, e), factor_, shift, G, weight, m_, e);
+  // Rows from `first` on, made ready in `e`, where their exponentials go.
+  void exponentials(std::int64_t first, std::int64_t count, const T* shift, const T* G, const T* weight, T* e,
+                    std::int64_t stride, double* sums) const {
+    Row<T> rows[kMaxRows];
+    for (std::int64_t r = 0; r < count; ++r) rows[r] = row(first + r, e + r * stride);
+    kernels_.exponentials(form(), rows, count, factor_, shift, G, weight, m_, e, stride, sums);
   }
+  // The exponents of row i, made ready in `e`.
   T exponents(std::int64_t i, const T* G, const T* e, T* t) const {
     return kernels_.exponents(form(), row(i, e), factor_, G, m_, t);
   }

@@ -170,9 +170,9 @@ QUADRIC_API void point_gradient(const Execution& exec, const Cost<T>& cost, cons
 //   capped_columns:  P_j = [z_j + g_j]_+ / reg with the g_j for which it has the sum b_j: the semi-dual, equation 11
 //   capped_dual:     the same with g given: the dual, equation 10
 //
-// Column j of P is indices[j], values[j], in the order of the rows; beyond n entries, row n with value 0. Two reads of
-// C, the second from cache; nothing but the few entries that can be among the largest is sorted. Entries of C may be
-// +inf: those pairs are forbidden, with value 0. g_j is +inf and P_j = 0 where the whole column is.
+// Column j of P is indices[j], values[j]: its positive entries in the order of their rows, then row n with value 0
+// where there are fewer than k. Two reads of C, the second from cache; nothing but the few entries that can be positive
+// is sorted. Entries of C may be +inf: those pairs are forbidden. g_j is +inf and P_j = 0 where the whole column is.
 template <class T>
 QUADRIC_API void capped_columns(const Execution& exec,
                                 MatrixView<const T> M,  // n x m, the cost C; any strides

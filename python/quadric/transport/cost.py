@@ -50,7 +50,8 @@ class Cost:
         ValueError
             If a vector is 0 and the cost is the cosine.
         """
-        x, y = (p if p.ndim == 3 else p[None] for p in (x, y))
+        # The order of a sum follows the layout; so it is one layout for all that follows.
+        x, y = (np.ascontiguousarray(p if p.ndim == 3 else p[None]) for p in (x, y))
         lengths = None
         if kind == KINDS["sqeuclidean"]:
             # |x|^2 - 2 x.y + |y|^2 cancels what the points have in common.
@@ -59,7 +60,7 @@ class Cost:
         elif kind == KINDS["cosine"]:
             (x, of_x), (y, of_y) = _unit(x, "x"), _unit(y, "y")
             lengths = of_x, of_y
-        return cls(None, np.ascontiguousarray(x), np.ascontiguousarray(y), kind, lengths)
+        return cls(None, x, y, kind, lengths)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -32,15 +32,22 @@ class Recorder:
     ----------
     tol : float
         What the run is after.
+    max_iter : int
+        Iterations that it may make.
     progress : callable or None
         See :data:`Progress`.
     """
 
-    def __init__(self, tol: float, progress: Progress) -> None:
+    def __init__(self, tol: float, max_iter: int, progress: Progress) -> None:
         self.iterations = 0
-        self._tol, self._progress = tol, progress
+        self._tol, self._max_iter, self._progress = tol, max_iter, progress
         self._start = time.perf_counter()
         self._rows: list[tuple[str, float, int, float, float, int, int, float]] = []
+
+    @property
+    def left(self) -> int:
+        """Iterations that may still be made, but for the last one, which finds the error."""
+        return self._max_iter - 1 - self.iterations
 
     def add(
         self,
@@ -58,6 +65,12 @@ class Recorder:
         self._rows.append((method, reg, self.iterations, error, objective, kept, cg, seconds))
         if self._progress is not None:
             self._progress(self.iterations, error, self._tol)
+
+    def join(self, other: "Recorder") -> None:
+        """Take over the steps of a run that began after this one, and has ended."""
+        late = other._start - self._start
+        for *row, seconds in other._rows:
+            self._rows.append((*row, seconds + late))  # type: ignore[arg-type]
 
     def history(self) -> np.ndarray:
         """Return all steps so far."""

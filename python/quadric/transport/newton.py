@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from quadric import backends
-from quadric.transport.history import Recorder
 from quadric.transport.relaxation import Sinkhorn, State
 
 _SLACK = 20.0  # bits by which an entry may grow before the list is made anew; more after that
@@ -95,14 +94,10 @@ class Newton:
     ----------
     sinkhorn : Sinkhorn
         The problem, and passes over all of its entries.
-    max_iter : int
-        Steps of both methods together.
-    recorder : Recorder
-        Where the steps are noted.
     """
 
-    def __init__(self, sinkhorn: Sinkhorn, max_iter: int, recorder: Recorder) -> None:
-        self._sinkhorn, self._max_iter, self._recorder = sinkhorn, max_iter, recorder
+    def __init__(self, sinkhorn: Sinkhorn) -> None:
+        self._sinkhorn, self._recorder = sinkhorn, sinkhorn.recorder
         self._shift = _SHIFT
         self._last: tuple[float, np.ndarray] | None = None
 
@@ -129,43 +124,34 @@ class Newton:
         Returns
         -------
         {"done", "dense", "stalled"}
-            "dense" if more entries count than `limit`.
+            "dense" if more entries count than `limit`; "stalled" also if no iterations are left.
         """
         least, slack = math.inf, _SLACK
         for _ in range(_LISTS):
-            errors = self._sinkhorn.iterate(state, reg, np.ones(1), tol, 1)
-            state.error = errors[:, 0]
-            self._note(state, reg)
+            if self._recorder.left < 1:
+                break
+            self._sinkhorn.iterate(state, reg, tol, 1)
             if state.error[0] <= tol:
                 return "done"
             entries = self._list(state, reg, tol, slack, limit)
             if entries is None:
                 return "dense"
             point, moved = self._steps(entries, state, tol * _INSIDE, slack)
-            state.f[0], state.g[0] = point.f, point.g
+            state.f[0], state.g[0], state.error[0] = point.f, point.g, point.error
             if moved:
                 slack *= 1.5
                 continue
-            state.error[0] = point.error
             if not last:
                 return "done"
             self._sinkhorn.exact(state, reg)
-            self._note(state, reg)
             if state.error[0] <= tol:
                 return "done"
             if not state.error[0] < 0.5 * least:
                 break
-            least = state.error[0]
+            least = float(state.error[0])
         return "stalled"
 
-    def _note(self, state: State, reg: float) -> None:
-        objective = self._sinkhorn.objective(state)
-        entries = self._sinkhorn.cost.shape[1] * self._sinkhorn.cost.shape[2]
-        self._recorder.add("sinkhorn", reg, 1, float(state.error[0]), objective, entries)
-
-    def _list(
-        self, state: State, reg: float, tol: float, slack: float, limit: int
-    ) -> _List | None:
+    def _list(self, state: State, reg: float, tol: float, slack: float, limit: int) -> _List | None:
         s = self._sinkhorn
         a, b = s.a[0], s.b[0]
         # What is not on the list has at most the mass min(n, m) 2^-bits of the larger masses.
@@ -175,24 +161,26 @@ class Newton:
             *s.cost.single(), a, b, state.f[0], state.g[0], reg, max(bits, slack), limit,
             s.n_threads,
         )  # fmt: skip
-        return None if found is None else _List(*found, a, b, reg, s.backend, s.n_threads)
+        if found is None:
+            return None
+        starts, indices, costs = found
+        return _List(starts, indices, costs, a, b, reg, s.backend, s.n_threads)
 
-    def _steps(
-        self, entries: _List, state: State, tol: float, slack: float
-    ) -> tuple[_Point, bool]:
+    def _steps(self, entries: _List, state: State, tol: float, slack: float) -> tuple[_Point, bool]:
         """Iterate on the list; return where that ends, and whether the list is too old by then."""
         here = entries.evaluate(state.f[0], state.g[0])
         f, g = here.f, here.g
         for _ in range(_STEPS):
             if here.error > tol:
                 here = entries.balance(here)
-            if here.error <= tol or self._recorder.iterations >= self._max_iter:
+            if here.error <= tol or self._recorder.left < 1:
                 break
+            before = self._recorder.iterations
             there = self._step(entries, here)
+            state.iterations += self._recorder.iterations - before
             if there is None:
                 break
             here = there
-            state.iterations += 1
             moved = np.abs(here.f - f).max() + np.abs(here.g - g).max()
             if moved > 2 * slack * math.log(2) * entries.reg:
                 return here, True
@@ -201,7 +189,7 @@ class Newton:
     def _step(self, entries: _List, here: _Point) -> _Point | None:
         """Return the next point, or None if no step leads upwards."""
         objective = entries.objective(here)
-        while self._shift < 1e6:
+        while self._shift < 1e6 and self._recorder.left > 0:
             step, promised, kept, cg = entries.direction(here, self._shift)
             there = entries.evaluate(here.f, here.g + step)
             gain = entries.objective(there) - objective

@@ -1,7 +1,7 @@
 """From costs and masses to potentials: which solver runs, and when another takes over."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def optimize(
     tol : float
         Marginal error.
     max_iter : int, optional
-        10 000 by default.
+        10 000 by default; 100 Newton steps for "published".
     omega : float, optional
         A fixed factor of over-relaxation for Sinkhorn.
     warm_start : pair of array of float64, shape (B, n) and (B, m), optional
@@ -103,30 +103,29 @@ def optimize(
     Outcome
         Also where it has not converged.
     """
-    if max_iter is None:
-        max_iter = _MANY
     if method == "published":
         from quadric.transport.published import published
 
-        return published(cost, a, b, reg, tol, max_iter, backend, n_threads, warm_start=warm_start)
-    recorder = Recorder(tol, progress)
-    sinkhorn = Sinkhorn(cost, a, b, theta_a, theta_b, backend, n_threads)
-    balanced = theta_a == theta_b == 1
+        return published(
+            cost, a, b, reg, tol, max_iter, backend, n_threads,
+            warm_start=warm_start, progress=progress,
+        )  # fmt: skip
+    if max_iter is None:
+        max_iter = _MANY
+    recorder = Recorder(tol, max_iter, progress)
+    sinkhorn = Sinkhorn(cost, a, b, theta_a, theta_b, recorder, backend, n_threads)
+    sparse = theta_a == theta_b == 1 and method != "sinkhorn"
     with threads.blas_limit(1):
-        if balanced and method != "sinkhorn" and len(a) == 1:
-            state = _newton(sinkhorn, reg, method, tol, max_iter, omega, warm_start, recorder)
+        if sparse and len(a) == 1:
+            state = _newton(sinkhorn, reg, method, tol, omega, warm_start)
         else:
-            trial = balanced and method != "sinkhorn"
-            count = min(_TRIAL, max_iter) if trial else max_iter
-            state = _sinkhorn(sinkhorn, reg, tol, count, omega, warm_start, recorder)
-            if trial:
-                state = _rest(sinkhorn, state, reg, method, tol, max_iter, omega, recorder)
+            state = _sinkhorn(sinkhorn, reg, tol, omega, warm_start, trial=sparse)
+            if sparse:
+                _rest(sinkhorn, state, reg, method, tol, max_iter, omega)
     history = recorder.history()
     names = "+".join(dict.fromkeys(history["method"].tolist()))
     converged = state.error <= tol
-    return Outcome(
-        state.f, state.g, state.error, state.iterations, converged, history, names or "sinkhorn"
-    )
+    return Outcome(state.f, state.g, state.error, state.iterations, converged, history, names)
 
 
 def _levels(sinkhorn: Sinkhorn, reg: float) -> list[float]:
@@ -136,19 +135,14 @@ def _levels(sinkhorn: Sinkhorn, reg: float) -> list[float]:
     return [reg * _FACTOR**k for k in range(count, 0, -1)]
 
 
-def _warm(sinkhorn: Sinkhorn, reg: float, warm_start: tuple[np.ndarray, np.ndarray]) -> State:
-    state = sinkhorn.start()
-    state.f[:], state.g[:] = warm_start
-    sinkhorn.exact(state, reg)
-    return state
-
-
 def _begin(
     sinkhorn: Sinkhorn, reg: float, warm_start: tuple[np.ndarray, np.ndarray] | None
 ) -> tuple[State, list[float]]:
     """Return where to start from, and the values of reg to go through before the last one."""
     if warm_start is not None:
-        state = _warm(sinkhorn, reg, warm_start)
+        state = sinkhorn.start()
+        state.f[:], state.g[:] = warm_start
+        sinkhorn.exact(state, reg)
         if (state.error <= _CLOSE * sinkhorn.a.sum(axis=1)).all():
             return state, []
     return sinkhorn.start(), _levels(sinkhorn, reg)
@@ -158,30 +152,18 @@ def _sinkhorn(
     sinkhorn: Sinkhorn,
     reg: float,
     tol: float,
-    max_iter: int,
     omega: float | None,
     warm_start: tuple[np.ndarray, np.ndarray] | None,
-    recorder: Recorder,
+    *,
+    trial: bool,
 ) -> State:
-    """Over-relaxed Sinkhorn, annealed."""
+    """Over-relaxed Sinkhorn, annealed; a trial is a few iterations."""
     state, levels = _begin(sinkhorn, reg, warm_start)
     coarse = max(tol, _COARSE * float(sinkhorn.a.sum(axis=1).min()))
-    unused = np.ones(len(state.f))
     for level in levels:
-        count = min(_STEPS, max_iter - recorder.iterations)
-        if count < 1:
-            break
-        errors = sinkhorn.iterate(state, level, unused, coarse, count)
-        recorder.add(
-            "sinkhorn",
-            level,
-            count,
-            float(np.nanmax(errors)),
-            sinkhorn.objective(state),
-            errors.size,
-        )
-    left = max(max_iter - recorder.iterations, 1)
-    sinkhorn.converge(state, reg, tol, left, omega, recorder)
+        if sinkhorn.recorder.left > _STEPS:
+            sinkhorn.iterate(state, level, coarse, _STEPS)
+    sinkhorn.converge(state, reg, tol, omega, _TRIAL if trial else None)
     return state
 
 
@@ -190,37 +172,27 @@ def _newton(
     reg: float,
     method: str,
     tol: float,
-    max_iter: int,
     omega: float | None,
     warm_start: tuple[np.ndarray, np.ndarray] | None,
-    recorder: Recorder,
 ) -> State:
     """Annealed Newton; Sinkhorn at values of reg where too many entries of the plan count."""
     state, levels = _begin(sinkhorn, reg, warm_start)
-    newton = Newton(sinkhorn, max_iter, recorder)
-    entries = sinkhorn.cost.shape[1] * sinkhorn.cost.shape[2]
+    newton = Newton(sinkhorn)
+    entries = math.prod(sinkhorn.cost.shape)
     few = min(int(_SPARSE * entries), _MEMORY)
     coarse = max(tol, _COARSE * float(sinkhorn.a.sum()))
     for level, after in zip(levels, [*levels[1:], reg], strict=False):
-        if recorder.iterations + _STEPS >= max_iter:
-            break
-        if newton.solve(state, level, coarse, few, last=False) == "dense":
-            errors = sinkhorn.iterate(state, level, np.ones(1), coarse, _STEPS)
-            made = errors[~np.isnan(errors)]
-            recorder.add(
-                "sinkhorn", level, made.size, float(made[-1]), sinkhorn.objective(state), entries
-            )
-        newton.extrapolate(state, level, after)
-    outcome = newton.solve(state, reg, tol, few, last=True)
-    if outcome == "dense":
-        all_of_them = entries if entries <= _MEMORY else few
+        if sinkhorn.recorder.left > 2 * _STEPS:
+            if newton.solve(state, level, coarse, few, last=False) == "dense":
+                sinkhorn.iterate(state, level, coarse, _STEPS)
+            newton.extrapolate(state, level, after)
+    if newton.solve(state, reg, tol, few, last=True) == "dense":
         if method == "auto":
-            left = max(min(_TRIAL, max_iter - recorder.iterations), 1)
-            sinkhorn.converge(state, reg, tol, left, omega, recorder)
-        if not state.error[0] <= tol and all_of_them > few:
-            outcome = newton.solve(state, reg, tol, all_of_them, last=True)
-    if not state.error[0] <= tol and recorder.iterations < max_iter:
-        sinkhorn.converge(state, reg, tol, max_iter - recorder.iterations, omega, recorder)
+            sinkhorn.converge(state, reg, tol, omega, _TRIAL)
+        if not state.error[0] <= tol and few < entries <= _MEMORY:
+            newton.solve(state, reg, tol, entries, last=True)
+    if not state.error[0] <= tol:
+        sinkhorn.converge(state, reg, tol, omega)
     return state
 
 
@@ -232,17 +204,16 @@ def _rest(
     tol: float,
     max_iter: int,
     omega: float | None,
-    recorder: Recorder,
-) -> State:
+) -> None:
     """Solve those problems of a batch by Newton that Sinkhorn has not solved."""
-    for k in np.flatnonzero(~(state.error <= tol)):
-        s = slice(k, k + 1)
-        single = Sinkhorn(
-            sinkhorn.cost.item(k), sinkhorn.a[s], sinkhorn.b[s], 1.0, 1.0, sinkhorn.backend,
-            sinkhorn.n_threads,
-        )  # fmt: skip
-        start = state.f[s], state.g[s]
-        found = _newton(single, reg, method, tol, max_iter, omega, start, recorder)
+    for k in np.flatnonzero(~(state.error <= tol)).tolist():
+        left = max_iter - int(state.iterations[k])
+        if left < 1:
+            continue
+        single = sinkhorn.item(k)
+        recorder = Recorder(tol, left, None)
+        single = replace(single, recorder=recorder)
+        found = _newton(single, reg, method, tol, omega, (state.f[k][None], state.g[k][None]))
         state.f[k], state.g[k], state.error[k] = found.f[0], found.g[0], found.error[0]
         state.iterations[k] += found.iterations[0]
-    return state
+        sinkhorn.recorder.join(recorder)

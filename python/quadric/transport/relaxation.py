@@ -8,7 +8,7 @@ rate has settled, grows in steps, and a run that makes things worse is taken bac
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,12 +16,13 @@ from quadric import backends
 from quadric.transport.cost import Cost
 from quadric.transport.history import Recorder
 
-_RUN = 10  # iterations between two looks at the rate; twice as many once omega is above 1
+_RUN = 10  # plain iterations between two looks at the rate, 20 relaxed ones
 _LARGEST = 1.998
 _SETTLED = 0.3  # relative difference of two successive rates
 _WORTHWHILE = 25  # iterations that are still to come, or relaxation does not pay
+_WINDOW = 2.0  # times 1 / (2 - omega), the iterations in which the error falls by e: a verdict
 _WORSE = 10.0  # times the least error so far: the factor was too large
-_PATIENCE = 40  # runs without a smaller error: rounding is what is left
+_FLOOR = 60  # plain runs without a smaller error: rounding is what is left
 
 
 class Factor:
@@ -40,7 +41,8 @@ class Factor:
     def __init__(self, mass: float, tol: float, fixed: float | None) -> None:
         self.omega = 1.0 if fixed is None else fixed
         self.least = math.inf
-        self.stalled = 0
+        self._idle = 0
+        self._seen = np.empty(0)  # errors at this factor
         self._fixed = fixed is not None
         self._mass, self._tol = mass, tol
         self._wait = 0
@@ -49,41 +51,63 @@ class Factor:
         """Return whether a run is to be taken back, and look back at it if not."""
         last = float(errors[-1])
         if not math.isfinite(last) or last > _WORSE * min(self.least, 2 * self._mass):
-            self.omega = 1 + 0.6 * (self.omega - 1) if self.omega > 1.05 else 1.0
-            self._wait = 2
+            self._set(1 + 0.6 * (self.omega - 1) if self.omega > 1.05 else 1.0)
+            self._wait = 4 * _RUN
             if self.omega == 1.0:
                 self.least = math.inf  # plain iterations never fail: this is a new start
             return True
         lowest = float(errors.min())
-        self.stalled = 0 if lowest < 0.999 * self.least else self.stalled + 1
+        self._idle = 0 if lowest < (1 - 1e-6) * self.least else self._idle + 1
         self.least = min(self.least, lowest)
-        self._adapt(errors)
+        if not self._fixed and last > self._tol:
+            self._seen = np.append(self._seen, errors)
+            self._adapt()
         return False
 
-    def _adapt(self, errors: np.ndarray) -> None:
-        if self._fixed or len(errors) < 6 or errors[-1] <= self._tol:
+    @property
+    def stalled(self) -> bool:
+        """Whether plain iterations get no further."""
+        return self.omega <= 1 and self._idle >= _FLOOR
+
+    def _set(self, omega: float) -> None:
+        self.omega = min(omega, _LARGEST)
+        self._seen, self._idle = np.empty(0), 0
+
+    def _adapt(self) -> None:
+        if self.omega == 1.0:
+            self._begin()
+        elif len(self._seen) >= max(20.0, _WINDOW / (2 - self.omega)):
+            self._judge()
+
+    def _begin(self) -> None:
+        """Start to relax when the rate has settled."""
+        errors = self._seen[-_RUN:]
+        if len(errors) < _RUN or len(self._seen) < self._wait:
             return
-        if self._wait > 0:
-            self._wait -= 1
-            return
-        half = len(errors) // 2
+        half = _RUN // 2
         early, late = (
             math.log(max(e[-1], 1e-300) / max(e[0], 1e-300)) / (len(e) - 1)
             for e in (errors[: half + 1], errors[half:])
         )
         if late >= 0:
             return
-        rate, omega = math.exp(late), self.omega
-        if omega == 1.0:
-            ahead = math.log(self._tol / errors[-1]) / late if self._tol > 0 else math.inf
-            settled = abs(late - early) <= _SETTLED * -late and errors[-1] < 0.3 * self._mass
-            if settled and ahead > _WORTHWHILE:
-                self.omega = min(_best(rate), _LARGEST)
-        elif rate > omega - 1:
-            # Not yet the best factor. Half of the way: the rate fluctuates.
+        ahead = math.log(self._tol / errors[-1]) / late if self._tol > 0 else math.inf
+        settled = abs(late - early) <= _SETTLED * -late and errors[-1] < 0.3 * self._mass
+        if settled and ahead > _WORTHWHILE:
+            self._set(_best(math.exp(late)))
+
+    def _judge(self) -> None:
+        """Compare the rate with omega - 1, which it is from the best factor on."""
+        third = len(self._seen) // 3
+        first, last = self._seen[:third].max(), self._seen[-third:].max()
+        rate, omega = (last / first) ** (1 / (2 * third)), self.omega
+        if rate <= omega - 1 + 0.1 * (2 - omega):
+            self._set(2 - 1.25 * (2 - omega))  # perhaps beyond the best
+        elif rate < 1:
             mu2 = (rate + omega - 1) ** 2 / (rate * omega**2)
-            if mu2 < 1:
-                self.omega = min(max(omega, (omega + _best(mu2)) / 2), _LARGEST)
+            self._set((omega + _best(min(mu2, 1.0))) / 2)  # half of the way: rates fluctuate
+        else:
+            self._set(2 - 1.6 * (2 - omega))
 
 
 def _best(mu2: float) -> float:
@@ -110,6 +134,7 @@ class Sinkhorn:
     a, b : array of float64, shape (B, n) and (B, m)
     theta_a, theta_b : float
         ``rho / (rho + reg)``, 1 where the marginal is enforced.
+    recorder : Recorder
     backend : str or None
     n_threads : int
     """
@@ -119,6 +144,7 @@ class Sinkhorn:
     b: np.ndarray
     theta_a: float
     theta_b: float
+    recorder: Recorder
     backend: str | None
     n_threads: int
 
@@ -128,10 +154,69 @@ class Sinkhorn:
         error = np.full(B, math.inf)
         return State(np.zeros((B, n)), np.zeros((B, m)), error, np.zeros(B, np.int64))
 
-    def iterate(
+    def item(self, k: int) -> "Sinkhorn":
+        """Return the k-th problem alone."""
+        s = slice(k, k + 1)
+        return replace(self, cost=self.cost.item(k), a=self.a[s], b=self.b[s])
+
+    def iterate(self, state: State, reg: float, tol: float, count: int) -> None:
+        """Make up to `count` plain iterations in place, and note them."""
+        errors = self._run(state, reg, np.ones(len(state.f)), tol, count)
+        made = ~np.isnan(errors)
+        state.error = np.array([e[e_made][-1] for e, e_made in zip(errors, made, strict=True)])
+        self._note(state, reg, int(made.sum(axis=1).max()))
+
+    def exact(self, state: State, reg: float) -> None:
+        """Make one plain iteration without its second half: rows are exact, the error is known."""
+        self.iterate(state, reg, math.inf, 1)
+
+    def converge(
+        self,
+        state: State,
+        reg: float,
+        tol: float,
+        omega: float | None,
+        max_iter: int | None = None,
+    ) -> None:
+        """Iterate all problems to `tol`, or until it goes no further, in place.
+
+        What has not converged ends at the least error that was seen.
+        """
+        stop = 0 if max_iter is None else max(self.recorder.left - max_iter, 0)
+        masses = np.maximum(self.a.sum(axis=1), self.b.sum(axis=1))
+        factors = [Factor(float(mass), tol, omega) for mass in masses]
+        active = np.ones(len(factors), bool)
+        best = _copy(state)
+        while active.any() and self.recorder.left > stop:
+            factor = np.array([f.omega for f in factors])
+            count = _RUN if (factor[active] == 1).all() else 2 * _RUN
+            before = _copy(state)
+            count = min(count, self.recorder.left - stop)
+            errors = self._run(state, reg, np.where(active, factor, 0.0), tol, count)
+            for k in np.flatnonzero(active).tolist():
+                made = errors[k, ~np.isnan(errors[k])]
+                if factors[k].failed(made):
+                    _put(state, k, before)
+                    active[k] = factor[k] != 1.0  # plain iterations fail only if nothing helps
+                    continue
+                state.error[k] = made[-1]
+                active[k] = not made[-1] <= tol and not factors[k].stalled
+                if state.error[k] < best.error[k]:
+                    _put(best, k, state)
+            self._note(state, reg, int((~np.isnan(errors)).sum(axis=1).max()))
+        if not (state.error <= tol).all() and self.recorder.left >= 0:
+            for k in np.flatnonzero(~(state.error <= best.error)).tolist():
+                _put(state, k, best)
+            self.exact(state, reg)
+
+    def objective(self, state: State) -> float:
+        """Return the sum of the linear part of the dual objectives."""
+        return float((state.f * self.a).sum() + (state.g * self.b).sum())
+
+    def _run(
         self, state: State, reg: float, omega: np.ndarray, tol: float, count: int
     ) -> np.ndarray:
-        """Make up to `count` iterations in place and return the errors, (B, count).
+        """Return the errors, (B, count), NaN where no iteration was made.
 
         Problems whose omega is 0 are left alone.
         """
@@ -142,44 +227,15 @@ class Sinkhorn:
         state.iterations += np.count_nonzero(~np.isnan(errors), axis=1)
         return errors
 
-    def exact(self, state: State, reg: float) -> None:
-        """Make one plain iteration without its second half: rows are exact, the error is known."""
-        errors = self.iterate(state, reg, np.ones(len(state.f)), math.inf, 1)
-        state.error = errors[:, 0]
+    def _note(self, state: State, reg: float, made: int) -> None:
+        worst, entries = float(state.error.max()), math.prod(self.cost.shape)
+        self.recorder.add("sinkhorn", reg, made, worst, self.objective(state), entries)
 
-    def objective(self, state: State) -> float:
-        """Return the sum of the linear part of the dual objectives."""
-        return float((state.f * self.a).sum() + (state.g * self.b).sum())
 
-    def converge(
-        self,
-        state: State,
-        reg: float,
-        tol: float,
-        max_iter: int,
-        omega: float | None,
-        recorder: Recorder,
-    ) -> None:
-        """Iterate all problems to `tol`, or until it goes no further, in place."""
-        B, n = self.a.shape
-        masses = np.maximum(self.a.sum(axis=1), self.b.sum(axis=1))
-        factors = [Factor(float(mass), tol, omega) for mass in masses]
-        active = np.ones(B, bool)
-        made = 0
-        while active.any() and made < max_iter:
-            factor = np.array([f.omega for f in factors])
-            count = min(_RUN if (factor[active] == 1).all() else 2 * _RUN, max_iter - made)
-            before_f, before_g = state.f.copy(), state.g.copy()
-            errors = self.iterate(state, reg, np.where(active, factor, 0.0), tol, count)
-            for k in np.flatnonzero(active):
-                made_here = errors[k, ~np.isnan(errors[k])]
-                if factors[k].failed(made_here):
-                    state.f[k], state.g[k] = before_f[k], before_g[k]
-                    active[k] = len(made_here) > 0 and factor[k] != 1.0
-                else:
-                    state.error[k] = made_here[-1]
-                    active[k] = not made_here[-1] <= tol and factors[k].stalled < _PATIENCE
-            made += count
-            worst = float(state.error.max())
-            entries = B * n * self.b.shape[1]
-            recorder.add("sinkhorn", reg, count, worst, self.objective(state), entries)
+def _copy(state: State) -> State:
+    return State(state.f.copy(), state.g.copy(), state.error.copy(), state.iterations)
+
+
+def _put(to: State, k: int, state: State) -> None:
+    """Copy the k-th problem's potentials and error."""
+    to.f[k], to.g[k], to.error[k] = state.f[k], state.g[k], state.error[k]

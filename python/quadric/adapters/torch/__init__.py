@@ -23,6 +23,8 @@ from quadric.adapters.torch.compress import compress
 from quadric.adapters.torch.fisher import FisherCollector, PrunedParameter
 from quadric.adapters.torch.recipe import LayerRecipe, Recipe
 from quadric.adapters.torch.report import CompressionReport, LayerReport
+from quadric.adapters.torch.router import RouterReport, SparseRouter
+from quadric.adapters.torch.transport import SinkhornDivergence, monge_gap, ot_loss
 
 __all__ = [
     "CompressionReport",
@@ -31,7 +33,12 @@ __all__ = [
     "LayerReport",
     "PrunedParameter",
     "Recipe",
+    "RouterReport",
+    "SinkhornDivergence",
+    "SparseRouter",
     "checkpoint",
     "compress",
+    "monge_gap",
+    "ot_loss",
     "prune",
 ]

@@ -1,0 +1,250 @@
+"""A transport problem: costs, masses and how strictly the plan must meet them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from scipy.special import kl_div
+
+from quadric import arrays, backends, checks, threads
+from quadric.arrays import Array
+from quadric.transport.cost import Cost
+
+Unbalanced: TypeAlias = float | tuple[float, float] | None
+"""How strongly deviations from the masses of rows and columns are punished; None is infinitely."""
+
+# Masses that are equal but for the rounding of a sum, relative to it.
+_ROUNDING = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-10}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """B transport problems of one shape, checked.
+
+    Attributes
+    ----------
+    cost : Cost
+        Of shape (B, n, m).
+    a, b : array of float64, shape (B, n) and (B, m)
+        Masses; zeros are allowed.
+    reg : float
+        In units of the cost.
+    rho : tuple of float
+        What a deviation from `a` and from `b` costs; Inf where the masses must be met.
+    batched : bool
+        Whether the caller gave a batch.
+    wrap : callable
+        Turns a NumPy array into one of the caller's type.
+    backend : str or None
+        As the caller gave it.
+    n_threads : int
+        At least 1.
+    """
+
+    cost: Cost
+    a: np.ndarray
+    b: np.ndarray
+    reg: float
+    rho: tuple[float, float]
+    batched: bool
+    wrap: Callable[[np.ndarray], Array]
+    backend: str | None
+    n_threads: int
+
+    @property
+    def balanced(self) -> bool:
+        """Whether all masses must be met."""
+        return min(self.rho) == math.inf
+
+    @property
+    def mass(self) -> float:
+        """What is moved in a problem, on average over those of a batch."""
+        return float(self.a.sum() + self.b.sum()) / (2 * len(self.a))
+
+    def kernel(self, name: str) -> Callable[..., Any]:
+        """Return the kernel of this family on the caller's backend."""
+        return backends.resolve(f"transport.{name}", self.backend)
+
+    def item(self, k: int) -> "Problem":
+        """Return the k-th problem alone."""
+        s = slice(k, k + 1)
+        return replace(self, cost=self.cost.item(k), a=self.a[s], b=self.b[s], batched=False)
+
+    def transposed(self) -> "Problem":
+        """Return the problem with the roles of rows and columns exchanged, without a copy."""
+        return replace(self, cost=self.cost.transposed(), a=self.b, b=self.a, rho=self.rho[::-1])
+
+    def oriented(self) -> "Problem":
+        """Return the problem with rows that are close in memory: itself or its transpose."""
+        return self.transposed() if self.cost.by_columns else self
+
+    def outputs(self, values: np.ndarray) -> Any:
+        """Return one value per problem as the caller sees it: a number, or an array of a batch."""
+        return self.wrap(values) if self.batched else values[0].item()
+
+    def array(self, values: np.ndarray) -> Array:
+        """Return an array per problem, shape (B, ...), as the caller sees it."""
+        return self.wrap(values if self.batched else values[0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measures:
+    """What potentials are worth, one entry per problem; the equations are in `measure`."""
+
+    cost: np.ndarray
+    value: np.ndarray
+    dual_value: np.ndarray
+    marginal_error: np.ndarray
+
+    def put(self, which: np.ndarray, part: "Measures") -> None:
+        """Write those of the problems `which` in their places."""
+        for name in self.__slots__:
+            getattr(self, name)[which] = getattr(part, name)
+
+
+def measure(problem: Problem, f: np.ndarray, g: np.ndarray) -> Measures:
+    """Return cost, value, dual value and marginal error of the plan of `f` and `g`; one pass.
+
+    With r and c the row and column sums of ``P = exp((f + g - C) / reg)``, and ``KL`` terms only
+    where a side is unbalanced::
+
+        value = <f, r> + <g, c> - reg sum P + rho_a KL(r | a) + rho_b KL(c | b)
+        dual value = <f, a> + <g, b> - reg sum P,  -rho_a <a, exp(-f / rho_a) - 1> for <f, a>
+        error = |r - a| + |c - b|,                 a exp(-f / rho_a) for a
+    """
+    if problem.cost.by_columns:
+        return measure(problem.oriented(), g, f)
+    result = Measures(*np.zeros((4, len(f))))
+    for k in range(len(f)):
+        r, c = np.empty(f.shape[1]), np.empty(g.shape[1])
+        result.cost[k] = problem.kernel("apply_plan")(
+            *problem.cost.single(k), f[k], g[k], problem.reg, None, None, r, c, problem.n_threads
+        )
+        for potential, sums, mass, rho in (
+            (f[k], r, problem.a[k], problem.rho[0]),
+            (g[k], c, problem.b[k], problem.rho[1]),
+        ):
+            there = mass > 0
+            p, s, w = potential[there], sums[there], mass[there]
+            target = w if rho == math.inf else w * np.exp(-p / rho)
+            result.value[k] += p @ s
+            result.marginal_error[k] += np.abs(s - target).sum()
+            if rho == math.inf:
+                result.dual_value[k] += p @ w
+            else:
+                result.value[k] += rho * kl_div(s, w).sum()
+                result.dual_value[k] -= rho * (w @ np.expm1(-p / rho))
+        total = problem.reg * r.sum()
+        result.value[k] -= total
+        result.dual_value[k] -= total
+    return result
+
+
+def build(
+    cost: Cost,
+    a: Array | None,
+    b: Array | None,
+    reg: float,
+    *,
+    unbalanced: Unbalanced,
+    normalize: bool,
+    batched: bool,
+    wrap: Callable[[np.ndarray], Array],
+    backend: str | None,
+    n_threads: int | None,
+) -> Problem:
+    """Check what a caller gave beside the cost, and return the problem.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As the public functions say.
+    """
+    B, n, m = cost.shape
+    reg, rho = checks.positive(reg, "reg"), penalties(unbalanced)
+    (a_, eps_a), (b_, eps_b) = _masses(a, "a", (B, n), batched), _masses(b, "b", (B, m), batched)
+    if normalize:
+        a_, b_ = (w / w.sum(axis=1, keepdims=True) for w in (a_, b_))
+    elif min(rho) == math.inf:
+        b_ = equal_mass(a_, b_, max(eps_a, eps_b), ": normalize=True divides each by its sum")
+    backends.resolve("transport.sinkhorn", backend)  # a wrong name is refused before any work
+    workers = threads.resolve(n_threads)
+    return Problem(cost, a_, b_, reg, rho, batched, wrap, backend, workers)
+
+
+def equal_mass(a: np.ndarray, b: np.ndarray, rounding: float, advice: str = "") -> np.ndarray:
+    """Return `b` with exactly the total masses of `a`, from which it may differ by rounding.
+
+    Raises
+    ------
+    ValueError
+        If the totals of a problem differ by more.
+    """
+    total, other = a.sum(axis=1), b.sum(axis=1)
+    off = np.abs(total - other) > rounding * np.maximum(total, other)
+    if off.any():
+        k = int(np.argmax(off))
+        where = f" in problem {k}" if len(a) > 1 else ""
+        raise ValueError(
+            f"a and b must have the same total mass, got {total[k]:.10g} and {other[k]:.10g}"
+            f"{where}, which differ by {abs(total[k] - other[k]):.3g}{advice}"
+        )
+    if np.array_equal(total, other):
+        return b
+    scaled: np.ndarray = b * (total / other)[:, None]
+    return scaled
+
+
+def masses(x: Array, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
+    """Return masses as float64 in `shape`, (n,) or (B, n), and how well two such sums can agree.
+
+    Masses (n,) are those of all problems of a batch.
+
+    Raises
+    ------
+    ValueError
+        If the shape does not fit, a mass is negative or not finite, or all are 0.
+    TypeError
+        If they are not float32 or float64.
+    """
+    w = arrays.to_numpy(x, name)
+    if w.shape != shape and w.shape != shape[-1:]:
+        wanted = " or ".join(str(s) for s in dict.fromkeys((shape[-1:], shape)))
+        raise ValueError(f"{name} must have shape {wanted}, got {w.shape}")
+    checks.floating(w, name)
+    checks.finite(w, name)
+    if w.min() < 0:
+        where = np.unravel_index(np.argmin(w), w.shape)
+        index = tuple(int(i) for i in where)
+        raise ValueError(f"{name} must not be negative, got {w[where]:.6g} at index {index}")
+    total = w.sum(axis=-1, dtype=np.float64)
+    if not (total > 0).all():
+        where_ = f" in problem {int(np.argmin(total))}" if w.ndim > 1 else ""
+        raise ValueError(f"{name} must have some mass, got only zeros{where_}")
+    if not np.isfinite(total).all():
+        raise ValueError(f"{name} must have a finite sum, got {total.max()}")
+    return np.ascontiguousarray(np.broadcast_to(w, shape), np.float64), _ROUNDING[w.dtype]
+
+
+def _masses(
+    x: Array | None, name: str, shape: tuple[int, int], batched: bool
+) -> tuple[np.ndarray, float]:
+    if x is None:
+        return np.full(shape, 1 / shape[1]), _ROUNDING[np.dtype(np.float64)]
+    w, rounding = masses(x, name, shape if batched else shape[1:])
+    return w.reshape(shape), rounding
+
+
+def penalties(unbalanced: Unbalanced) -> tuple[float, float]:
+    """Return the weights rho of rows and columns; Inf where the masses must be met."""
+    if unbalanced is None:
+        return math.inf, math.inf
+    pair = unbalanced if isinstance(unbalanced, tuple | list) else (unbalanced, unbalanced)
+    if len(pair) != 2:
+        raise ValueError(f"unbalanced must be a number or a pair of them, got {unbalanced!r}")
+    for rho in pair:
+        if rho != math.inf:
+            checks.positive(rho, "unbalanced")
+    return float(pair[0]), float(pair[1])

@@ -1,0 +1,247 @@
+"""From a checked problem to its result: what a solver must not see is taken out and put back."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from quadric import arrays, checks
+from quadric.arrays import Array
+from quadric.errors import ConvergenceWarning
+from quadric.transport.problem import Measures, Problem, measure
+from quadric.transport.progress import bar
+from quadric.transport.results import TransportResult
+
+Method: TypeAlias = Literal["auto", "sinkhorn", "newton", "published"]
+Omega: TypeAlias = float | Literal["auto"]
+WarmStart: TypeAlias = TransportResult | tuple[Array, Array] | None
+Pair: TypeAlias = tuple[np.ndarray, np.ndarray]
+
+METHODS = ("auto", "sinkhorn", "newton", "published")
+
+# The default tolerance, as a share of the mass.
+_TOL = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-9}
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    method: str
+    tol: float
+    max_iter: int | None
+    omega: float | None
+    progress: Callable[[int, float, float], None] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    f: np.ndarray
+    g: np.ndarray
+    measures: Measures
+    iterations: np.ndarray
+    history: np.ndarray
+    method: str
+
+
+def run(
+    problem: Problem,
+    *,
+    method: Method,
+    tol: float | None,
+    max_iter: int | None,
+    omega: Omega,
+    warm_start: WarmStart,
+    progress: bool,
+    warn: bool = True,
+    stacklevel: int = 3,
+) -> TransportResult:
+    """Solve a problem; its arguments are those of `solve`.
+
+    `stacklevel` leads from here to the line that a warning is about, if there is to be one.
+    """
+    checks.choice(method, "method", METHODS)
+    if tol is None:
+        tol = _TOL[problem.cost.dtype] * problem.mass
+    tol = checks.real(tol, "tol", low=0.0)
+    if max_iter is not None:
+        max_iter = checks.integer(max_iter, "max_iter", low=1)
+    factor = None if omega == "auto" else checks.between(omega, "omega", 0, 2)
+    if not problem.balanced and method in ("newton", "published"):
+        raise ValueError(
+            f"method must be 'auto' or 'sinkhorn' for an unbalanced problem, got {method!r}"
+        )
+    start = None if warm_start is None else _start(problem, warm_start)
+    with bar(progress) as show:
+        found = _solve(problem, start, _Options(method, tol, max_iter, factor, show))
+        if show is not None:
+            show(int(found.iterations.max()), float(found.measures.marginal_error.max()), tol)
+    measures = found.measures
+    converged = measures.marginal_error <= tol
+    if warn and not converged.all():
+        text = _message(problem, measures.marginal_error, found.iterations, tol)
+        warnings.warn(text, ConvergenceWarning, stacklevel)
+    return TransportResult(
+        problem.array(found.f),
+        problem.array(found.g),
+        problem.outputs(measures.cost),
+        problem.outputs(measures.value),
+        problem.outputs(measures.dual_value),
+        problem.outputs(measures.marginal_error),
+        problem.outputs(found.iterations),
+        problem.outputs(converged),
+        found.history,
+        found.method,
+        problem.reg,
+        problem,
+    )
+
+
+def _solve(problem: Problem, start: Pair | None, options: _Options) -> _Found:
+    """Solve in the order of the memory, without the rows and columns that have no mass."""
+    if problem.cost.by_columns:
+        found = _solve(problem.oriented(), start and start[::-1], options)
+        return replace(found, f=found.g, g=found.f)
+    f, g = np.full(problem.a.shape, -math.inf), np.full(problem.b.shape, -math.inf)
+    measures, iterations = Measures(*np.zeros((4, len(f)))), np.zeros(len(f), np.int64)
+    parts = []
+    for which, rows, columns in _parts(problem):
+        part = _until(
+            _strip(problem, which, rows, columns),
+            start and (start[0][which][:, rows], start[1][which][:, columns]),
+            options,
+        )
+        f[np.ix_(which, rows)], g[np.ix_(which, columns)] = part.f, part.g
+        measures.put(which, part.measures)
+        iterations[which] = part.iterations
+        parts.append(part)
+    history = _joined([part.history for part in parts])
+    method = "+".join(dict.fromkeys(part.method for part in parts))
+    return _Found(f, g, measures, iterations, history, method)
+
+
+def _parts(problem: Problem) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield problems whose masses are in the same places, and masks (n,) and (m,) of these."""
+    rows, columns = problem.a > 0, problem.b > 0
+    if (rows == rows[0]).all() and (columns == columns[0]).all():
+        yield np.arange(len(rows)), rows[0], columns[0]
+    else:
+        for k in range(len(rows)):
+            yield np.array([k]), rows[k], columns[k]
+
+
+def _strip(problem: Problem, which: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Problem:
+    if len(which) < len(problem.a):
+        problem = problem.item(int(which[0]))
+    if rows.all() and columns.all():
+        return problem  # the usual case, without a copy of the cost
+    return replace(
+        problem,
+        cost=problem.cost.select(rows, columns),
+        a=np.ascontiguousarray(problem.a[:, rows]),
+        b=np.ascontiguousarray(problem.b[:, columns]),
+    )
+
+
+def _until(problem: Problem, start: Pair | None, options: _Options) -> _Found:
+    """Solve until the error of the plan that the user gets is at most the tolerance.
+
+    The solver sees the error of the kernel that iterates, which may round otherwise.
+    """
+    from quadric.transport.optimize import optimize
+
+    theta_a, theta_b = (1.0 if r == math.inf else r / (r + problem.reg) for r in problem.rho)
+    iterations = np.zeros(len(problem.a), np.int64)
+    left, histories = options.max_iter, []
+    for tol in (options.tol, options.tol / 2, options.tol / 8):
+        outcome = optimize(
+            problem.cost,
+            problem.a,
+            problem.b,
+            problem.reg,
+            theta_a=theta_a,
+            theta_b=theta_b,
+            method=options.method,
+            tol=tol,
+            max_iter=left,
+            omega=options.omega,
+            warm_start=start,
+            progress=options.progress,
+            backend=problem.backend,
+            n_threads=problem.n_threads,
+        )
+        f, g = start = _centred(problem, outcome.f, outcome.g)
+        measures = measure(problem, f, g)
+        iterations += outcome.iterations
+        histories.append(outcome.history)
+        if options.max_iter is not None:
+            left = options.max_iter - int(iterations.max())
+        reached = (measures.marginal_error <= options.tol).all()
+        if reached or not outcome.converged.all() or (left is not None and left <= 0):
+            break
+    return _Found(f, g, measures, iterations, _joined(histories), outcome.method)
+
+
+def _joined(histories: list[np.ndarray]) -> np.ndarray:
+    """Return one history of runs one after the other."""
+    for before, history in pairwise(histories):
+        for name in ("iterations", "seconds"):
+            history[name] += before[name].max(initial=0)
+    return np.concatenate(histories)
+
+
+def _centred(problem: Problem, f: np.ndarray, g: np.ndarray) -> Pair:
+    """Of the potentials ``f + c, g - c``, which have the same plan, return those that balance."""
+    if not problem.balanced:
+        return f, g
+    difference = np.einsum("bi,bi->b", f, problem.a) - np.einsum("bj,bj->b", g, problem.b)
+    c = (difference / (2 * problem.a.sum(axis=1)))[:, None]
+    return f - c, g + c
+
+
+def _start(problem: Problem, warm_start: Any) -> Pair:
+    """Return potentials to start from that are finite wherever there is mass."""
+    if isinstance(warm_start, TransportResult):
+        warm_start = warm_start.f, warm_start.g
+    if not isinstance(warm_start, tuple | list) or len(warm_start) != 2:
+        kind = type(warm_start).__name__
+        raise TypeError(f"warm_start must be a TransportResult or a pair (f, g), got {kind}")
+    f, g = (
+        _potential(p, f"warm_start[{i}]", w > 0, problem.batched)
+        for i, (p, w) in enumerate(zip(warm_start, (problem.a, problem.b), strict=True))
+    )
+    return f, g
+
+
+def _potential(p: Array, name: str, there: np.ndarray, batched: bool) -> np.ndarray:
+    given, shape = arrays.to_numpy(p, name), there.shape
+    fitting = (shape[1:], shape) if batched else (shape[1:],)
+    if given.shape not in fitting:
+        wanted = " or ".join(str(s) for s in fitting)
+        raise ValueError(f"{name} must have shape {wanted}, got {given.shape}")
+    checks.floating(given, name)
+    if not (given < math.inf).all():
+        raise ValueError(f"{name} must not hold NaN or Inf, got {given[~(given < math.inf)][0]}")
+    result = np.array(np.broadcast_to(given, shape), np.float64)
+    # A mass that was 0 before has no potential yet: the lowest one keeps its entries small.
+    for row, missing in zip(result, there & (result == -math.inf), strict=True):
+        row[missing] = row[np.isfinite(row)].min(initial=0.0)
+    return result
+
+
+def _message(problem: Problem, error: np.ndarray, iterations: np.ndarray, tol: float) -> str:
+    k = int(np.argmax(np.where(np.isnan(error), np.inf, error)))
+    who = "transport"
+    if problem.batched:
+        who = f"transport in {np.count_nonzero(~(error <= tol))} of {len(error)} problems"
+    advice = "raise max_iter, tol or reg"
+    if problem.cost.dtype == np.float32 and tol < _TOL[problem.cost.dtype] * problem.mass:
+        advice += ", or give float64, which reaches smaller errors"
+    if problem.cost.M is not None and problem.balanced and np.isposinf(problem.cost.M).any():
+        advice += "; the pairs that are not forbidden may not be able to carry all mass"
+    return (
+        f"{who} has not converged: after {iterations[k]} iterations the marginal error is"
+        f" {error[k]:.3g}, above tol={tol:.3g}; {advice}"
+    )
