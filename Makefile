@@ -33,7 +33,7 @@ demo: $(VENV)/.demo  ## quantize and prune a real transformer on real text; DEMO
 test: $(VENV)/.dev  ## run every test and every docstring's example
 	$(python) -m pytest $(PYTEST_ARGS)
 
-bench: $(VENV)/.dev  ## measure the kernels against their peers
+bench: $(VENV)/.bench  ## measure the kernels against their peers
 	for name in $(benchmarks); do $(python) -m $$name || exit; done
 
 lint: $(VENV)/.dev  ## ruff and clang-format, changing nothing
@@ -85,7 +85,7 @@ $(VENV)/.package: $(native) | $(VENV)/.tools
 	@touch $@
 
 # The package is already there, so this installs the extra's requirements alone.
-$(VENV)/.demo $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: constraints.txt pyproject.toml | $(VENV)/.package
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.bench $(VENV)/.docs: $(VENV)/.%: constraints.txt pyproject.toml | $(VENV)/.package
 	@echo "==> installing what \"$*\" needs (the first time this downloads a few hundred MB)"
 	@$(pip) "quadric[$*]"
 	@touch $@

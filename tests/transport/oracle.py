@@ -201,30 +201,44 @@ def optimum(
 ) -> tuple[Array, Array]:
     """Return potentials of the optimum: a few Sinkhorn iterations, then dense damped Newton steps.
 
-    For problems on which plain iterations take too long; test_oracle compares the two. The one
-    freedom of a balanced problem is taken by keeping the last entry of g, and the masses of float64
-    are made to have the same sum in longdouble.
+    For problems on which plain iterations take too long; test_oracle compares the two. Larger reg
+    come first, each to a coarse tolerance. The masses of float64 are made to have the same sum in
+    longdouble, and of the potentials f + c, g - c of a balanced problem <f, a> = <g, b> are taken.
     """
-    a, b = wide(a), wide(b)
-    if rho == (INF, INF):
-        b = b * (a.sum() / b.sum())
-    n, f, g = len(a), np.zeros(len(a), Long), np.zeros(len(b), Long)
-    for _ in range(30):
-        step = iterate(cost, a, b, reg, f, g, rho=rho)
-        f, g = step.f, step.g
+    a, b, f, g = wide(a), wide(b), np.zeros(len(a), Long), np.zeros(len(b), Long)
     balanced = rho == (INF, INF)
-    for _ in range(200):
+    if balanced:
+        b = b * (a.sum() / b.sum())
+    for level in (256, 64, 16, 4):
+        f, g = _newton(cost, a, b, level * reg, f, g, rho, 1e-3 * float(a.sum()))
+    f, g = _newton(cost, a, b, reg, f, g, rho, tol)
+    shift = ((f * a).sum() - (g * b).sum()) / (a.sum() + b.sum()) if balanced else 0
+    return f - shift, g + shift
+
+
+def _newton(
+    cost: Array,
+    a: Array,
+    b: Array,
+    reg: float,
+    f: Array,
+    g: Array,
+    rho: tuple[float, float],
+    tol: float,
+) -> tuple[Array, Array]:
+    n, balanced = len(a), rho == (INF, INF)
+    for k in range(200):
         error = marginal_error(cost, a, b, reg, f, g, rho)
         if error <= tol:
             return f, g
         gradient, hessian = derivatives(cost, a, b, reg, f, g, rho)
-        if balanced:
+        if balanced:  # the last entry of g is kept
             gradient, hessian = gradient[:-1], hessian[:-1, :-1]
         # Parts of the plan that exchange no mass but for rounding stay where they are.
         hessian = hessian + Long(1e-15) * np.diag(np.diag(hessian))
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             d = np.append(solve(hessian, gradient[:, None])[:, 0], [Long(0)] * balanced)
-            for t in Long(2) ** -np.arange(64):
+            for t in Long(2) ** -np.arange(0 if k < 5 else 64):
                 new = f + t * d[:n], g + t * d[n:]
                 if marginal_error(cost, a, b, reg, *new, rho) <= (1 - t / 4) * error:
                     f, g = new

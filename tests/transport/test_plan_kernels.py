@@ -88,8 +88,9 @@ def test_underflow(backend, dtype):
 
 
 def entry_bound(p, f, g):
+    """What underflows is lost; a factor 2, as powers may be scaled after they were looked at."""
     exact = p.plan(f, g)
-    return p.entry_error(f, g) * exact + p.tiny, exact
+    return p.entry_error(f, g) * exact + 2 * p.tiny, exact
 
 
 @given(p=problems(), layout=draws.layouts, state=states)
@@ -106,7 +107,10 @@ def test_plan(backend, p, layout, state):
 
 @given(p=problems(), layout=draws.layouts, state=states, k=st.integers(0, 3))
 def test_apply_plan(backend, p, layout, state, k):
-    """Products and sums of entries of the plan: their errors, and one of each addition."""
+    """Products and sums of entries of the plan: their errors, and one of each addition.
+
+    The cost of an entry may be got back from its exponent, with roundings of the size of that.
+    """
     n, m = p.shape
     f, g = p.potentials(state)
     bound, exact = entry_bound(p, f, g)
@@ -115,14 +119,11 @@ def test_apply_plan(backend, p, layout, state, k):
     out, rows, columns, cost = apply_plan(p.relayout(layout), f, g, v, backend)
     bound = bound + (n + m + 8) * p.eps * exact
     finite = np.where(np.isfinite(p.exact), p.exact, 0)
+    back = p.cost_error + 4 * p.eps * (np.abs(f)[:, None] + np.abs(g) + p.size)
     used = [
         assert_within(rows, exact.sum(1), bound.sum(1)),
         assert_within(columns, exact.sum(0), bound.sum(0)),
-        assert_within(
-            cost,
-            (exact * finite).sum(),
-            (bound * np.abs(finite) + exact * (p.cost_error + 4 * p.eps * p.size)).sum(),
-        ),
+        assert_within(cost, (exact * finite).sum(), (bound * np.abs(finite) + exact * back).sum()),
     ]
     if k:
         used.append(assert_within(out, exact @ wide(v), bound @ np.abs(wide(v))))
@@ -252,28 +253,3 @@ def test_many_dimensions(backend, source, d):
     f, g = p.potentials("near")
     bound, exact = entry_bound(p, f, g)
     assert_within(plan(p, f, g, backend), exact, bound)
-
-
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("dtype", draws.DTYPES)
-def test_no_mass(backend, source, dtype):
-    """A potential of -inf is a row or column of zeros; the others are as without it."""
-    p = make(9, 20, source=source, dtype=dtype)
-    f, g = p.potentials("near")
-    bound, exact = entry_bound(p, f, g)
-    bound, exact = 2 * bound + 40 * p.eps * exact, exact.copy()
-    f[[0, 4, 8]] = g[[2, 19]] = -np.inf
-    exact[[0, 4, 8]] = exact[:, [2, 19]] = 0
-    bound[[0, 4, 8]] = bound[:, [2, 19]] = 0
-    assert_within(plan(p, f, g, backend), exact, bound)
-    v = np.ones((20, 1))
-    out, rows, columns, cost = apply_plan(p, f, g, v, backend)
-    assert_within(out[:, 0], exact.sum(1), bound.sum(1))
-    assert_within(rows, exact.sum(1), bound.sum(1))
-    assert_within(columns, exact.sum(0), bound.sum(0))
-    size = bound * np.abs(p.exact) + exact * (p.cost_error + 4 * p.eps * p.size)
-    assert_within(cost, (exact * p.exact).sum(), size.sum())
-    indptr, indices, _ = candidates(p, f, g, 20.0, 180, backend)
-    assert (np.diff(indptr)[[0, 4, 8]] == 0).all()
-    assert (np.diff(indptr)[[1, 2, 3]] > 0).all()
-    assert not np.isin(indices, [2, 19]).any()

@@ -203,17 +203,44 @@ double powers(const T* t, T shift, const T* weight, std::int64_t width, T* e) {
 }
 
 template <class T>
-double entropy(const T* t, const T* e, const T* weight, std::int64_t width) {
+double powers_and_entropy(const T* t, T shift, const T* weight, std::int64_t width, T* e, double* entropy) {
   double result = 0;
+  *entropy = 0;
   for (std::int64_t j = 0; j < width;) {
-    V<T> sum{};
+    V<T> sum{}, weighted{};
     for (const std::int64_t end = smaller(j + kRun, width); j < end; j += kLanes<T>) {
-      const V<T> x = vec(e + j);
-      sum += x > V<T>{} ? x * vec(weight + j) * vec(t + j) : V<T>{};  // t may be -infinity
+      const V<T> exponent = vec(t + j);
+      const V<T> x = power_of_two<T>(exponent, shift);
+      vec(e + j) = x;
+      const V<T> mass = x * vec(weight + j);
+      sum += mass;
+      weighted += mass > V<T>{} ? mass * exponent : V<T>{};  // the exponent may be -infinity
     }
     result += total<T>(sum);
+    *entropy += total<T>(weighted);
   }
   return result;
+}
+
+template <class T>
+void products(const T* e, std::int64_t stride, std::int64_t rows, const T* values, std::int64_t k, std::int64_t width,
+              double* out) {
+  constexpr int kRows = 8;
+  for (std::int64_t i = 0; i < rows * k; ++i) out[i] = 0;
+  for (std::int64_t begin = 0; begin < width; begin += kRun) {
+    const std::int64_t end = smaller(begin + kRun, width);
+    for (std::int64_t r0 = 0; r0 < rows; r0 += kRows)
+      for (std::int64_t c = 0; c < k; ++c) {
+        const T* row[kRows];
+        V<T> sum[kRows] = {};
+        for (int r = 0; r < kRows; ++r) row[r] = e + smaller(r0 + r, rows - 1) * stride;
+        for (std::int64_t j = begin; j < end; j += kLanes<T>) {
+          const V<T> value = vec(values + c * width + j);
+          for (int r = 0; r < kRows; ++r) sum[r] += vec(row[r] + j) * value;
+        }
+        for (int r = 0; r < kRows && r0 + r < rows; ++r) out[(r0 + r) * k + c] += total<T>(sum[r]);
+      }
+  }
 }
 
 template <class T, Form form>
@@ -325,8 +352,9 @@ void exp2(const double* x, std::int64_t n, double* y) {
 
 template <class T>
 const PassKernels<T>& pass_kernels() {
-  static constexpr PassKernels<T> kernels = {exponentials<T>, exponents<T>, powers<T>, entropy<T>, directions<T>,
-                                             add_rows<T>,     select<T>,    relax,     exp2};
+  static constexpr PassKernels<T> kernels = {exponentials<T>, exponents<T>,  powers<T>,   powers_and_entropy<T>,
+                                             products<T>,     directions<T>, add_rows<T>, select<T>,
+                                             relax,           exp2};
   return kernels;
 }
 template const PassKernels<float>& pass_kernels<float>();

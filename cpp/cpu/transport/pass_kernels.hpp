@@ -62,8 +62,11 @@ struct PassKernels {
   T (*exponents)(Form form, const Row<T>& row, T factor, const T* G, std::int64_t m, T* t);
   // e_j = 2^(t_j + shift); returns sum_j e_j weight_j. e may be t.
   double (*powers)(const T* t, T shift, const T* weight, std::int64_t width, T* e);
-  // sum_j e_j weight_j t_j over the nonzero e_j.
-  double (*entropy)(const T* t, const T* e, const T* weight, std::int64_t width);
+  // The same, and entropy = sum_j e_j weight_j t_j over the nonzero e_j.
+  double (*powers_and_entropy)(const T* t, T shift, const T* weight, std::int64_t width, T* e, double* entropy);
+  // out(r, c) = sum_j e(r, j) values(c, j) for `rows` rows that are `stride` apart and k rows that are `width` apart.
+  void (*products)(const T* e, std::int64_t stride, std::int64_t rows, const T* values, std::int64_t k,
+                   std::int64_t width, double* out);
   // out_k = sum_j e_j weight_j d(distance)/d(point_k) for Form::taxicab and Form::euclidean.
   void (*directions)(Form form, const Row<T>& row, const T* e, const T* weight, std::int64_t width, double* out);
   // sums_j += sum_r weight_r e(r, j) for `rows` rows that are `stride` apart.

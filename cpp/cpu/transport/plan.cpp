@@ -12,9 +12,18 @@ namespace quadric::transport {
 namespace detail {
 namespace {
 
-// Passes with potentials that stay: body(i, e, t, scale, sum) for every row of P, which is
-// P_ij = scale e_j weight_j with the sum scale * sum; e_j = 2^(t_j + a whole number). Rows are worked on in fixed
-// parts.
+// A group of rows of P: P_ij = scale_i e_ij weight_j, with the sum scale_i * sum_i.
+template <class T>
+struct Group {
+  std::int64_t first, count;
+  const T* e;
+  std::int64_t stride;
+  const double* scale;
+  const double* sum;
+  const double* entropy;  // sum_j e_ij weight_j t_ij, where e_ij = 2^(t_ij + a whole number)
+};
+
+// Passes with potentials that stay. Rows are worked on in fixed parts.
 template <class T>
 class Rows {
  public:
@@ -31,26 +40,29 @@ class Rows {
     parallel_for(threads, parts, body);
   }
 
+  // body(group) for the groups of a part, in order.
   template <class Body>
-  void for_rows(std::int64_t part, const Tile<T>& tile, const Body& body) const {
+  void for_groups(std::int64_t part, int worker, const Body& body) const {
+    const Tile<T>& tile = *tiles[worker];
     const auto [begin, end] = part_range(source.n(), parts, part);
+    double scale[kMaxRows], sum[kMaxRows], entropy[kMaxRows];
     for (std::int64_t first = begin; first < end; first += tile.rows) {
       const std::int64_t count = std::min(tile.rows, end - first);
       source.begin(first, count, tile.row(0), tile.stride);
       for (std::int64_t r = 0; r < count; ++r) {
-        const std::int64_t i = first + r;
-        const double F = f_[i] * source.kappa() - source.row_offset(i);
-        source.exponents(i, columns.G.data(), tile.row(r), tile.t.data());
+        const double F = f_[first + r] * source.kappa() - source.row_offset(first + r);
+        source.exponents(first + r, columns.G.data(), tile.row(r), tile.t.data());
         if (F == -std::numeric_limits<double>::infinity()) {  // a row without mass
           std::fill_n(tile.row(r), source.width(), T(0));
-          body(i, tile.row(r), tile.t.data(), 0.0, 0.0);
+          scale[r] = sum[r] = entropy[r] = 0;
           continue;
         }
         const double shift = std::nearbyint(F);
-        const double sum =
-            kernels.powers(tile.t.data(), static_cast<T>(shift), columns.weight.data(), source.width(), tile.row(r));
-        body(i, tile.row(r), tile.t.data(), std::exp2(F - shift), sum);
+        scale[r] = std::exp2(F - shift);
+        sum[r] = kernels.powers_and_entropy(tile.t.data(), static_cast<T>(shift), columns.weight.data(), source.width(),
+                                            tile.row(r), &entropy[r]);
       }
+      body(Group<T>{first, count, tile.row(0), tile.stride, scale, sum, entropy});
     }
   }
 
@@ -65,6 +77,25 @@ class Rows {
   const double* f_;
 };
 
+// out = E V for a group; V: k rows of `width`, and E has the weights of the columns in V.
+template <class T>
+void multiply(const Rows<T>& rows, const Group<T>& group, const T* V, std::int64_t k, T* work, double* out) {
+  const std::int64_t width = rows.source.width();
+  if (k <= 16) {
+    rows.kernels.products(group.e, group.stride, group.count, V, k, width, out);
+  } else {
+    char yes = 'T', no = 'N';
+    int count = static_cast<int>(group.count), k_ = static_cast<int>(k), width_ = static_cast<int>(width),
+        stride = static_cast<int>(group.stride);
+    T one = 1, zero = 0;
+    blas_routines<T>().gemm(&yes, &no, &k_, &count, &width_, &one, const_cast<T*>(V), &width_, const_cast<T*>(group.e),
+                            &stride, &zero, work, &k_);
+    for (std::int64_t i = 0; i < group.count * k; ++i) out[i] = static_cast<double>(work[i]);
+  }
+  for (std::int64_t r = 0; r < group.count; ++r)
+    for (std::int64_t c = 0; c < k; ++c) out[r * k + c] *= group.scale[r];
+}
+
 }  // namespace
 }  // namespace detail
 
@@ -78,12 +109,15 @@ void plan(const Execution& exec, const Cost<T>& cost, const double* f, const dou
   const detail::Rows<T> rows(exec, cost, f, g, reg);
   const T* const weight = rows.columns.weight.data();
   rows.for_parts([&](std::int64_t part, int worker) {
-    rows.for_rows(part, *rows.tiles[worker], [&](std::int64_t i, const T* e, const T*, double scale, double) {
-      T* const to = out.data + i * out.row_stride;
-      const T u = static_cast<T>(scale);
-      for (std::int64_t j = 0; j < out.cols; ++j) {
-        const T p = e[j] * weight[j] * u;
-        to[j] = p >= std::numeric_limits<T>::min() ? p : T(0);
+    rows.for_groups(part, worker, [&](const detail::Group<T>& group) {
+      for (std::int64_t r = 0; r < group.count; ++r) {
+        const T* const e = group.e + r * group.stride;
+        T* const to = out.data + (group.first + r) * out.row_stride;
+        const T u = static_cast<T>(group.scale[r]);
+        for (std::int64_t j = 0; j < out.cols; ++j) {
+          const T p = e[j] * weight[j] * u;
+          to[j] = p >= std::numeric_limits<T>::min() ? p : T(0);
+        }
       }
     });
   });
@@ -103,14 +137,16 @@ double apply_plan(const Execution& exec, const Cost<T>& cost, const double* f, c
   const detail::Rows<T> rows(exec, cost, f, g, reg);
   const std::int64_t width = rows.source.width();
   const T* const weight = rows.columns.weight.data();
-  // V with the weights of the columns in it, so that it meets E itself.
+  // V^T with the weights of the columns in it, so that it meets E itself.
   Buffer<T> weighted(std::max<std::int64_t>(width * k, 1));
-  for (std::int64_t j = 0; j < m; ++j)
-    for (std::int64_t c = 0; c < k; ++c) weighted.data()[j * k + c] = static_cast<T>(V(j, c)) * weight[j];
+  for (std::int64_t c = 0; c < k; ++c) {
+    for (std::int64_t j = 0; j < m; ++j) weighted.data()[c * width + j] = static_cast<T>(V(j, c)) * weight[j];
+    std::fill(weighted.data() + c * width + m, weighted.data() + (c + 1) * width, T(0));
+  }
   Buffer<double> part_columns(rows.parts * width);
-  std::vector<std::unique_ptr<Buffer<T>>> products, sums;
+  std::vector<std::unique_ptr<Buffer<T>>> work, sums;
   for (int t = 0; t < rows.threads; ++t) {
-    products.emplace_back(new Buffer<T>(std::max<std::int64_t>(k, 1)));
+    work.emplace_back(new Buffer<T>(std::max<std::int64_t>(k * detail::kMaxRows, 1)));
     sums.emplace_back(new Buffer<T>(width));
   }
   std::vector<double> total(static_cast<std::size_t>(rows.parts));
@@ -118,31 +154,26 @@ double apply_plan(const Execution& exec, const Cost<T>& cost, const double* f, c
     double* const columns = part_columns.data() + part * width;
     std::fill_n(columns, width, 0.0);
     T* const sum = sums[worker]->data();
-    std::int64_t waiting = 0;
+    double cost_sum = 0;
     std::fill_n(sum, width, T(0));
+    std::int64_t added = 0;
     const auto flush = [&] {
       for (std::int64_t j = 0; j < width; ++j) columns[j] += static_cast<double>(sum[j]);
       std::fill_n(sum, width, T(0));
-      waiting = 0;
+      added = 0;
     };
-    double cost_sum = 0;
-    rows.for_rows(part, *rows.tiles[worker], [&](std::int64_t i, const T* e, const T* t, double scale, double row_sum) {
-      row_sums[i] = scale * row_sum;
-      const T u = static_cast<T>(scale);
-      rows.kernels.add_rows(e, width, 1, &u, width, sum);
-      if (++waiting == 512) flush();
-      // C = (G - t + offsets) / kappa, summed over the row; what does not depend on j comes out.
-      const double entropy = rows.kernels.entropy(t, e, weight, width);
-      cost_sum += scale * (rows.source.row_offset(i) * row_sum - entropy);
-      if (k > 0) {
-        char no = 'N';
-        int k_ = static_cast<int>(k), one_column = 1, m_ = static_cast<int>(m);
-        T one = 1, zero = 0;
-        T* const product = products[worker]->data();
-        blas_routines<T>().gemm(&no, &no, &k_, &one_column, &m_, &one, weighted.data(), &k_, const_cast<T*>(e), &m_,
-                                &zero, product, &k_);
-        for (std::int64_t c = 0; c < k; ++c) out[i * k + c] = scale * static_cast<double>(product[c]);
+    rows.for_groups(part, worker, [&](const detail::Group<T>& group) {
+      T u[detail::kMaxRows];
+      for (std::int64_t r = 0; r < group.count; ++r) {
+        const std::int64_t i = group.first + r;
+        u[r] = static_cast<T>(group.scale[r]);
+        row_sums[i] = group.scale[r] * group.sum[r];
+        // C = (G - t + offsets) / kappa, summed over the row; what does not depend on j comes out.
+        cost_sum += group.scale[r] * (rows.source.row_offset(i) * group.sum[r] - group.entropy[r]);
       }
+      rows.kernels.add_rows(group.e, group.stride, group.count, u, width, sum);
+      if ((added += group.count) >= detail::kFlush) flush();
+      if (k > 0) multiply(rows, group, weighted.data(), k, work[worker]->data(), out + group.first * k);
     });
     flush();
     total[part] = cost_sum;
@@ -172,9 +203,12 @@ void point_gradient(const Execution& exec, const Cost<T>& cost, const double* f,
   if (n == 0 || cost.cols() == 0) return;
   const detail::Rows<T> rows(exec, cost, f, g, reg);
   rows.for_parts([&](std::int64_t part, int worker) {
-    rows.for_rows(part, *rows.tiles[worker], [&](std::int64_t i, const T* e, const T*, double scale, double) {
-      rows.source.directions(i, e, rows.columns.weight.data(), out + i * d);
-      for (std::int64_t k = 0; k < d; ++k) out[i * d + k] *= scale;
+    rows.for_groups(part, worker, [&](const detail::Group<T>& group) {
+      for (std::int64_t r = 0; r < group.count; ++r) {
+        double* const to = out + (group.first + r) * d;
+        rows.source.directions(group.first + r, group.e + r * group.stride, rows.columns.weight.data(), to);
+        for (std::int64_t k = 0; k < d; ++k) to[k] *= group.scale[r];
+      }
     });
   });
 }

@@ -14,8 +14,6 @@ namespace detail {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr std::int64_t kFlush = 512;  // rows that are added in T before they join the double sums
-
 // The largest log2 of a scaling, and of what a pass may meet, before the potentials are taken apart anew.
 template <class T>
 constexpr double kScalingLimit = sizeof(T) == 4 ? 16 : 200;

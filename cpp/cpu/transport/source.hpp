@@ -17,6 +17,7 @@
 namespace quadric::transport::detail {
 
 inline constexpr std::int64_t kMaxRows = 64;  // of a tile
+inline constexpr std::int64_t kFlush = 512;   // rows that are added in T before they join the double sums
 
 // A few rows of the pass in cache. One for each thread.
 template <class T>

@@ -7,10 +7,14 @@
 //
 // Woodbury. One gradient (2, 2) and lambda = 1: F = [[5, 4], [4, 5]], F^-1 = [[5, -4], [-4, 5]] / 9. Without the first
 // of the weights (1, 1) the second one becomes 1 + 4 / 5, and the loss is (5 - 16 / 5) / 2 = 0.9.
+//
+// Transport. C = [[0, 1], [1, 0]], masses 1/2 and reg 1: the plan is p on the diagonal and p / e beside it with
+// p (1 + 1 / e) = 1/2, and it costs 2 p / e = 1 / (1 + e).
 #include <quadric/blas_fortran.hpp>
 #include <quadric/linalg.hpp>
 #include <quadric/simd.hpp>
 #include <quadric/sweep.hpp>
+#include <quadric/transport.hpp>
 #include <quadric/woodbury.hpp>
 
 #include <cmath>
@@ -120,6 +124,29 @@ void check_woodbury(double tolerance) {
          "an inverse and its determinant");
 }
 
+template <class T>
+void check_transport(double tolerance) {
+  using namespace quadric;
+  const Execution exec;
+  const T c[] = {0, 1, 1, 0};
+  transport::Cost<T> cost;
+  cost.M = {c, 2, 2};
+  const double mass[] = {0.5, 0.5}, omega[] = {1};
+  double f[2] = {}, g[2] = {}, errors[20];
+  transport::SinkhornOptions options;
+  options.tol = tolerance;
+  options.count = 20;
+  transport::sinkhorn<T>(exec, 1, &cost, mass, mass, omega, f, g, errors, options);
+  T p[4];
+  transport::plan<T>(exec, cost, f, g, options.reg, MatrixView<T>(p, 2, 2));
+  const double e = std::exp(1.0), diagonal = 0.5 / (1 + 1 / e);
+  expect(std::abs(p[0] - diagonal) < tolerance && std::abs(p[3] - diagonal) < tolerance, "the plan's diagonal");
+  double rows[2], columns[2];
+  const double paid = transport::apply_plan<T>(exec, cost, f, g, options.reg, {}, nullptr, rows, columns);
+  expect(std::abs(paid - 1 / (1 + e)) < tolerance, "the plan costs 1 / (1 + e)");
+  expect(std::abs(rows[0] - 0.5) < tolerance && std::abs(columns[1] - 0.5) < tolerance, "the marginals");
+}
+
 }  // namespace
 
 int main() {
@@ -129,5 +156,7 @@ int main() {
   check_sweep<double>(1e-15);
   check_woodbury<float>(1e-6);
   check_woodbury<double>(2e-15);
+  check_transport<float>(1e-6);
+  check_transport<double>(1e-14);
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

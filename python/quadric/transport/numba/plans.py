@@ -160,9 +160,9 @@ def apply_plan(
 
     run(work, len(parts), n_threads)
     columns[...] = sums.sum(axis=0)[:m] * p.V[:m]
-    # C = (hi_i + G_j - slack) + alpha_i + beta_j on every pair; hi and G may be -Inf where P is 0.
-    left = np.where(rows > 0, p.hi[: len(f)] + p.costs.alpha[0], 0)
-    right = np.where(columns > 0, p.G[:m] + p.costs.beta[0, :m], 0)
+    # C = (hi_i + G_j - slack) + alpha_i + beta_j on every pair.
+    left = p.hi[: len(f)] + p.costs.alpha[0]
+    right = p.G[:m] + p.costs.beta[0, :m]
     return float(rows @ left + columns @ right - slack.sum())
 
 
