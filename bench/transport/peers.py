@@ -94,12 +94,12 @@ def pot(
     """`ot.sinkhorn` on arrays of NumPy or PyTorch; `tol` is the 2-norm of one marginal's error."""
     arrays = problem.a, problem.b, problem.C
     a, b, C = map(torch.from_numpy, arrays) if library == "torch" else arrays
-    if method == "sinkhorn_epsilon_scaling":  # for every reg on its way
-        options |= {"numInnerItermax": max_iter}
-        max_iter = 0
-    limits = {"stopThr": tol, "numItermax": max_iter, "warn": False}
-    P, log = ot.sinkhorn(a, b, C, problem.reg, method=method, log=True, **limits, **options)
-    return np.asarray(P), int(log["n_iter"] if "n_iter" in log else log["niter"])
+    arguments = {"method": method, "stopThr": tol, "numItermax": max_iter, "warn": False} | options
+    if method == "sinkhorn_epsilon_scaling":  # the limit holds for every reg on its way
+        arguments |= {"numItermax": 0, "numInnerItermax": max_iter}
+        return np.asarray(ot.sinkhorn(a, b, C, problem.reg, **arguments)), max_iter
+    P, log = ot.sinkhorn(a, b, C, problem.reg, log=True, **arguments)
+    return np.asarray(P), 1 + int(log["n_iter"] if "n_iter" in log else log["niter"])
 
 
 def reg_ot(

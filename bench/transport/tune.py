@@ -1,16 +1,16 @@
 """Search for the best options of every opponent, and keep them in options.json.
 
-    python -m bench.transport.tune [PROBLEM ...]
+    python -m bench.transport.tune [PROBLEM ...] [--peers PEER ...]
 
 What counts is processor time, so that other programs do not matter much, and for over-relaxation
 the number of iterations.  A run that needs more than :data:`CAP` seconds is stopped.
 """
 
+import argparse
 import contextlib
 import itertools
 import json
 import multiprocessing
-import sys
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -52,7 +52,7 @@ grid("POT stabilized", tau=[1e3], print_period=[200])
 grid("POT scaling", epsilon0=[0.1, 10.0], tau=[1e50])
 grid("RegOT SSNS", mu0=[1.0, 100.0], warm=[0])
 grid("RegOT SSNS", mu0=[1.0], warm=[100])
-grid("RegOT SPLR", density=[0.1, 0.03, 0.2], warm=[0])
+grid("RegOT SPLR", density=[0.1, 0.03, 0.05, 0.01, 0.2], warm=[0])
 grid("RegOT SPLR", density=[0.1], warm=[100])
 grid("published SNS", sparsity=[15, 2, 40], sweeps=[20])
 grid("published SNS", sparsity=[15], sweeps=[700])
@@ -122,11 +122,14 @@ def _serve(pipe: Connection, problem_name: str) -> None:
 
 def attempt(worker: Worker, peer: str, options: Options, cap: float) -> Trial:
     """Solve with a limit on the iterations that fits into `cap` seconds."""
-    pilot = worker.run(peer, Trial(options, max_iter=_PILOT, tol=TOL / 100), cap)
-    if not pilot.seconds < cap:
-        return pilot
-    limit = max(_PILOT, int(min(_MANY, _PILOT * cap / pilot.seconds)))
-    return worker.run(peer, Trial(options, max_iter=limit, tol=_norm(worker.problem)), 2 * cap)
+    found = worker.run(peer, Trial(options, TOL / 100, _PILOT), cap)
+    limit, tol = _PILOT, _norm(worker.problem)
+    while found.seconds < 0.7 * cap and limit < _MANY:  # what comes before the first one counts too
+        limit = min(_MANY, int(limit * cap / found.seconds))
+        found = worker.run(peer, Trial(options, tol, limit), 2 * cap)
+        if found.converged or found.iterations < limit:
+            break
+    return found
 
 
 def loosen(worker: Worker, peer: str, trial: Trial) -> Trial:
@@ -136,7 +139,7 @@ def loosen(worker: Worker, peer: str, trial: Trial) -> Trial:
         if looser.tol <= trial.tol:
             break
         found = worker.run(peer, looser, CAP)
-        if not found.converged or found.iterations >= trial.iterations:
+        if not found.converged or found.seconds >= trial.seconds:
             break
         trial = found
     return trial
@@ -193,15 +196,18 @@ def _norm(problem_name: str) -> float:
 
 
 def main() -> None:
-    names = sys.argv[1:] or list(PROBLEMS)
-    for name in tqdm(names, "problems"):
+    parser = argparse.ArgumentParser(description="Search for the best options of every opponent.")
+    parser.add_argument("problems", nargs="*", default=list(PROBLEMS), metavar="PROBLEM")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    chosen = parser.parse_args()
+    for name in tqdm(chosen.problems, "problems"):
         worker = Worker(name)
-        found = {peer: search(worker, peer) for peer in GRIDS}
-        found["over-relaxed"] = search_over_relaxed(worker)
+        for peer in chosen.peers:
+            found = search(worker, peer) if peer in GRIDS else search_over_relaxed(worker)
+            known = json.loads(FILE.read_text()) if FILE.exists() else {}
+            known.setdefault(name, {})[peer] = asdict(found)
+            FILE.write_text(json.dumps(known, indent=1) + "\n")
         worker.close()
-        known = json.loads(FILE.read_text()) if FILE.exists() else {}
-        known[name] = {peer: asdict(trial) for peer, trial in found.items()}
-        FILE.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

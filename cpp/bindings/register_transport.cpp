@@ -1,7 +1,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <limits>
+#include <tuple>
 #include <vector>
 
 #include "arrays.hpp"
@@ -69,15 +69,17 @@ void sinkhorn(const Maybe<T>& M, const Maybe<T>& x, const Maybe<T>& y, int kind,
   transport::sinkhorn(threads(n_threads), problems, costs.data(), a_, b_, w, f_, g_, e, options);
 }
 
+using Entries = std::tuple<py::array_t<std::int64_t>, py::array_t<std::int32_t>, py::array_t<double>>;
+
 template <class U>
 py::array_t<U> array_of(const std::vector<U>& from) {
   return py::array_t<U>(static_cast<py::ssize_t>(from.size()), from.data());
 }
 
 template <class T>
-py::object candidates(const Maybe<T>& M, const Maybe<T>& x, const Maybe<T>& y, int kind, const Array<double>& a,
-                      const Array<double>& b, const Array<double>& f, const Array<double>& g, double reg, double bits,
-                      std::int64_t limit, int n_threads) {
+std::optional<Entries> candidates(const Maybe<T>& M, const Maybe<T>& x, const Maybe<T>& y, int kind,
+                                  const Array<double>& a, const Array<double>& b, const Array<double>& f,
+                                  const Array<double>& g, double reg, double bits, std::int64_t limit, int n_threads) {
   const auto cost = cost_of(M, x, y, kind);
   const double* a_ = vector(a, "a", cost.rows());
   const double* b_ = vector(b, "b", cost.cols());
@@ -89,8 +91,8 @@ py::object candidates(const Maybe<T>& M, const Maybe<T>& x, const Maybe<T>& y, i
     py::gil_scoped_release release;
     few = transport::candidates(threads(n_threads), cost, a_, b_, f_, g_, pattern, {reg, bits, limit});
   }
-  if (!few) return py::none();
-  return py::make_tuple(array_of(pattern.starts), array_of(pattern.columns), array_of(pattern.costs));
+  if (!few) return std::nullopt;
+  return Entries{array_of(pattern.starts), array_of(pattern.columns), array_of(pattern.costs)};
 }
 
 transport::SparseView sparse(const Array<std::int64_t>& indptr, const Array<std::int32_t>& indices, std::int64_t rows,
@@ -121,10 +123,10 @@ void sparse_sinkhorn(const Array<std::int64_t>& indptr, const Array<std::int32_t
   transport::sparse_sinkhorn(threads(n_threads), pattern, c, a_, b_, f_, g_, e, v, s, {reg, omega, tol, count});
 }
 
-py::tuple newton_direction(const Array<std::int64_t>& indptr, const Array<std::int32_t>& indices,
-                           const Array<double>& values, const Array<double>& a, const Array<double>& c,
-                           const Array<double>& gradient, double shift, double drop, double tol, std::int64_t max_iter,
-                           Array<double>& direction, int n_threads) {
+std::tuple<std::int64_t, std::int64_t, double, double, double> newton_direction(
+    const Array<std::int64_t>& indptr, const Array<std::int32_t>& indices, const Array<double>& values,
+    const Array<double>& a, const Array<double>& c, const Array<double>& gradient, double shift, double drop,
+    double tol, std::int64_t max_iter, Array<double>& direction, int n_threads) {
   const auto pattern = sparse(indptr, indices, a.size(), c.size());
   const double* v = vector(values, "values", indices.size());
   const double* a_ = vector(a, "a", pattern.rows);
@@ -136,7 +138,7 @@ py::tuple newton_direction(const Array<std::int64_t>& indptr, const Array<std::i
     py::gil_scoped_release release;
     report = transport::newton_direction(threads(n_threads), pattern, v, a_, c_, g, d, {shift, drop, tol, max_iter});
   }
-  return py::make_tuple(report.iterations, report.kept, report.dropped, report.residual, report.predicted);
+  return {report.iterations, report.kept, report.dropped, report.residual, report.predicted};
 }
 
 template <class T>

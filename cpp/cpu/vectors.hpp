@@ -21,6 +21,7 @@ struct Simd<float> {
   using Singles = Loose;  // as many float32 as there are lanes, at any address
   using I = std::int32_t __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
   using Int = std::int32_t;
+  using Wrapping = std::uint32_t __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, half to even
   static constexpr int kFraction = 23;          // bits of the significand after the point
   static constexpr Int kSqrtHalf = 0x3f3504f3;  // bits of sqrt(1/2)
@@ -36,6 +37,7 @@ struct Simd<double> {
   using Singles = float __attribute__((vector_size(QUADRIC_VECTOR_BYTES / 2), aligned(sizeof(float)), may_alias));
   using I = std::int64_t __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
   using Int = std::int64_t;
+  using Wrapping = std::uint64_t __attribute__((vector_size(QUADRIC_VECTOR_BYTES), may_alias));
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr int kFraction = 52;
   static constexpr Int kSqrtHalf = 0x3fe6a09e667f3bcd;
@@ -96,6 +98,23 @@ inline V<T> lower(V<T> a, V<T> b) {
 template <class T>
 inline V<T> higher(V<T> a, V<T> b) {
   return a > b ? a : b;
+}
+template <class T>
+inline V<T> square_root(V<T> x) {
+  for (int lane = 0; lane < kLanes<T>; ++lane) {
+    if constexpr (sizeof(T) == 4)
+      x[lane] = __builtin_sqrtf(x[lane]);
+    else
+      x[lane] = __builtin_sqrt(x[lane]);
+  }
+  return x;
+}
+// The sum of the lanes.
+template <class T>
+inline double total(V<T> x) {
+  double sum = 0;
+  for (int lane = 0; lane < kLanes<T>; ++lane) sum += static_cast<double>(x[lane]);
+  return sum;
 }
 // Nearest integer, half to even, for |x| < 2^22 (float) or 2^51 (double).
 template <class T>
@@ -161,6 +180,14 @@ inline V<T> logarithm(V<T> x) {
   return __builtin_convertvector(exponent, V<T>) + log2_m;
 }
 
+// The number whose bits are those of x plus those of k, moved to the left; what overflows is gone.
+template <class T>
+inline V<T> add_bits(V<T> x, V<T> k, int places) {
+  using W = typename Simd<T>::Wrapping;
+  const W sum = reinterpret_cast<W&>(x) + (reinterpret_cast<W&>(k) << places);
+  return reinterpret_cast<const V<T>&>(sum);
+}
+
 #ifdef __AVX512F__
 // 2^(k / 16) for k = 0 ... 15, less k in the bits to which k is added with the exponent.
 alignas(64) constexpr std::int32_t kRootsFloat[16] = {
@@ -187,7 +214,7 @@ inline V<T> power_of_two(V<T> x, T shift = 0) {
   if constexpr (sizeof(T) == 4) {  // (2^f - 1) / f; relative error of 2^f 2.4e-9
     const auto roots = _mm512_maskz_permutexvar_epi32(0xffff, reinterpret_cast<const __m512i&>(shifted),
                                                       reinterpret_cast<const __m512i&>(kRootsFloat));
-    root = from_bits<T>(reinterpret_cast<const I<T>&>(roots) + (bits<T>(shifted) << 19));
+    root = add_bits<T>(reinterpret_cast<const V<T>&>(roots), shifted, 19);
     q = splat<T>(T(0.05550508525));
     q = q * f + T(0.2402335516);
     q = q * f + T(0.6931471806);
@@ -195,7 +222,7 @@ inline V<T> power_of_two(V<T> x, T shift = 0) {
     const auto roots = _mm512_maskz_permutex2var_epi64(0xff, reinterpret_cast<const __m512i&>(kRootsDouble[0]),
                                                        reinterpret_cast<const __m512i&>(shifted),
                                                        reinterpret_cast<const __m512i&>(kRootsDouble[8]));
-    root = from_bits<T>(reinterpret_cast<const I<T>&>(roots) + (bits<T>(shifted) << 48));
+    root = add_bits<T>(reinterpret_cast<const V<T>&>(roots), shifted, 48);
     q = splat<T>(1.5403723980749256422e-4);
     q = q * f + 1.333378157678426869e-3;
     q = q * f + 9.6181291069195378674e-3;
@@ -232,7 +259,7 @@ inline V<T> power_of_two(V<T> x, T shift = 0) {
     e = e * f + 6.9314718055994533046e-1;
     e = e * f + 1.0;
   }
-  const V<T> y = from_bits<T>(bits<T>(e) + (bits<T>(shifted) << S::kFraction));
+  const V<T> y = add_bits<T>(e, shifted, S::kFraction);
   return shifted >= S::kRound + S::kMinExponent ? y : V<T>{};
 #endif
 }

@@ -202,15 +202,19 @@ def optimum(
     """Return potentials of the optimum: a few Sinkhorn iterations, then dense damped Newton steps.
 
     For problems on which plain iterations take too long; test_oracle compares the two. Larger reg
-    come first, each to a coarse tolerance. The masses of float64 are made to have the same sum in
-    longdouble, and of the potentials f + c, g - c of a balanced problem <f, a> = <g, b> are taken.
+    come first in balanced problems, each to a coarse tolerance. The masses of float64 are made to
+    have the same sum in longdouble, and of the potentials f + c, g - c of a balanced problem those
+    with <f, a> = <g, b> are taken.
     """
     a, b, f, g = wide(a), wide(b), np.zeros(len(a), Long), np.zeros(len(b), Long)
     balanced = rho == (INF, INF)
     if balanced:
         b = b * (a.sum() / b.sum())
-    for level in (256, 64, 16, 4):
-        f, g = _newton(cost, a, b, level * reg, f, g, rho, 1e-3 * float(a.sum()))
+    coarse = 1e-3 * min(float(a.min()), float(b.min()))
+    for level in (256, 64, 16, 4) if balanced else ():
+        f, g = _newton(cost, a, b, level * reg, f, g, rho, coarse)
+        # P_ij = a_i b_j exp((f'_i + g'_j - C_ij) / reg): f' and g' stay.
+        f, g = (v - 0.75 * level * Long(reg) * np.log(w) for v, w in ((f, a), (g, b)))
     f, g = _newton(cost, a, b, reg, f, g, rho, tol)
     shift = ((f * a).sum() - (g * b).sum()) / (a.sum() + b.sum()) if balanced else 0
     return f - shift, g + shift
@@ -227,7 +231,10 @@ def _newton(
     tol: float,
 ) -> tuple[Array, Array]:
     n, balanced = len(a), rho == (INF, INF)
-    for k in range(200):
+    for _ in range(5):
+        step = iterate(cost, a, b, reg, f, g, rho=rho)
+        f, g = step.f, step.g
+    for _ in range(400):
         error = marginal_error(cost, a, b, reg, f, g, rho)
         if error <= tol:
             return f, g
@@ -236,18 +243,13 @@ def _newton(
             gradient, hessian = gradient[:-1], hessian[:-1, :-1]
         # Parts of the plan that exchange no mass but for rounding stay where they are.
         hessian = hessian + Long(1e-15) * np.diag(np.diag(hessian))
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            d = np.append(solve(hessian, gradient[:, None])[:, 0], [Long(0)] * balanced)
-            for t in Long(2) ** -np.arange(0 if k < 5 else 64):
-                new = f + t * d[:n], g + t * d[n:]
-                if marginal_error(cost, a, b, reg, *new, rho) <= (1 - t / 4) * error:
-                    f, g = new
-                    break
-            else:
-                step = iterate(cost, a, b, reg, f, g, rho=rho)
-                f, g = step.f, step.g
+        d = np.append(solve(hessian, gradient[:, None])[:, 0], [Long(0)] * balanced)
+        # A quadratic model of exponentials holds where the exponents change by no more than 2.
+        change = np.abs(d[:n, None] + d[n:])[np.isfinite(cost)].max() / Long(reg)
+        t = 1 / max(Long(1), change / 2)
+        f, g = f + t * d[:n], g + t * d[n:]
     if error > 1e-13:
-        raise AssertionError(f"200 steps end with {error}")
+        raise AssertionError(f"400 steps end with {error}")
     return f, g  # the rounding of the masses is more than what the parts of the plan exchange
 
 
@@ -283,11 +285,11 @@ def two_by_two(cost: Array, a: Array, b: Array, reg: float) -> Array:
     """
     cost, p, q = wide(cost), wide(a)[0], wide(b)[0]
     k = np.exp((cost[0, 1] + cost[1, 0] - cost[0, 0] - cost[1, 1]) / Long(reg))
-    if k == 1:
-        t = p * q
-    else:  # (1 - k) t^2 + (1 - p - q + k (p + q)) t - k p q = 0, the root in [0, min(p, q)]
-        half = (1 - p - q + k * (p + q)) / 2
-        t = k * p * q / (half + np.sqrt(half**2 + (1 - k) * k * p * q))
+    # (1 - k) t^2 + (1 - p - q + k (p + q)) t - k p q = 0, the root in [0, min(p, q)]; it is p q
+    # for k = 1, and k < 1 where the first form below would cancel.
+    half = (1 - p - q + k * (p + q)) / 2
+    root = np.sqrt(half**2 + (1 - k) * k * p * q)
+    t = k * p * q / (half + root) if half >= 0 else (root - half) / (1 - k)
     return np.array([[t, p - t], [q - t, 1 - p - q + t]])
 
 

@@ -36,7 +36,7 @@ def centred(a, b, f, g, rho):
 
 def solution(cost, a, b, reg, rho):
     """Return value, plan and potentials of the exact optimum."""
-    f, g = oracle.optimum(cost, a, b, reg, rho=rho, tol=1e-17)
+    f, g = oracle.optimum(cost, a, b, reg, rho=rho)
     f, g = centred(a, b, f, g, rho)
     return oracle.dual_value(cost, a, b, reg, f, g, rho), oracle.plan(cost, f, g, reg), f, g
 

@@ -60,11 +60,8 @@ def step_bounds(p, f, g, step, theta, omega):
         dg = p.reg * omega * theta[1] * (column + 4 * EPS)
         dg = dg + 8 * EPS * (np.abs(g) + np.abs(step.g) + np.abs(step.g - g))
         off = (after * wrong).sum(1) + step.rows * (m * p.eps + lost)
-        error = (
-            off.sum()
-            + (step.columns * column).sum()
-            + (n + m) * EPS * (step.rows.sum() + step.columns.sum())
-        )
+        total = step.rows.sum() + step.columns.sum() + p.a.sum() + p.b.sum()
+        error = off.sum() + (step.columns * column).sum() + (n + m) * EPS * total
         for t, mass, v, dv in ((theta[0], p.a, step.f, df), (theta[1], p.b, g, 0)):
             rho = rho_of(t, p.reg)
             if t < 1:

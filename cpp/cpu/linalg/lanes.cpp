@@ -96,17 +96,6 @@ inline void clear(Tile<T>& tile) {
     for (int u = 0; u < kTile; ++u) tile[t][u] = V<T>{};
 }
 
-template <class T>
-inline V<T> square_root(V<T> x) {
-  for (int lane = 0; lane < kLanes<T>; ++lane) {
-    if constexpr (sizeof(T) == 4)
-      x[lane] = __builtin_sqrtf(x[lane]);
-    else
-      x[lane] = __builtin_sqrt(x[lane]);
-  }
-  return x;
-}
-
 // ---- kernels on one part of a pack ---------------------------------------------------------------------------------
 
 template <class T>

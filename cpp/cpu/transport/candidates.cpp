@@ -9,6 +9,11 @@
 #include "transport/source.hpp"
 
 namespace quadric::transport {
+namespace {
+
+constexpr std::int64_t kSample = 16;  // rows
+
+}  // namespace
 
 template <class T>
 bool candidates(const Execution& exec, const Cost<T>& cost, const double* a, const double* b, const double* f,
@@ -38,9 +43,27 @@ bool candidates(const Execution& exec, const Cost<T>& cost, const double* a, con
   };
   std::vector<std::unique_ptr<Worker>> workers;
   for (int t = 0; t < n_threads; ++t) workers.emplace_back(new Worker(source.rows_at_once(), source.width()));
-  std::vector<std::vector<std::int32_t>> found(static_cast<std::size_t>(parts));
-  std::atomic<std::int64_t> total{0};
   const PassKernels<T>& kernels = pass_kernels<T>();
+  // The entries of row i that count, which `begin` made ready in `row`.
+  const auto select = [&](std::int64_t i, const T* row, const Worker& worker) {
+    source.exponents(i, columns.G.data(), row, worker.tile.t.data());
+    return kernels.select(worker.tile.t.data(), static_cast<T>(f[i] * source.kappa() - source.row_offset(i)),
+                          static_cast<T>(std::log2(a[i]) - options.bits), floor.data(), source.width(),
+                          worker.selected.data());
+  };
+  // A few rows tell a hopeless case at little cost.
+  if (n >= 16 * kSample) {
+    std::int64_t count = 0;
+    for (std::int64_t s = 0; s < kSample; ++s) {
+      const std::int64_t i = (2 * s + 1) * n / (2 * kSample);
+      source.begin(i, 1, workers[0]->tile.row(0), workers[0]->tile.stride);
+      count += select(i, workers[0]->tile.row(0), *workers[0]);
+    }
+    if (count * n > 2 * kSample * options.limit) return false;
+  }
+  std::vector<std::vector<std::int32_t>> found(static_cast<std::size_t>(parts));
+  std::vector<std::vector<double>> costs(static_cast<std::size_t>(parts));
+  std::atomic<std::int64_t> total{0};
   parallel_try(n_threads, parts, [&](std::int64_t part, int worker) {
     const Tile<T>& tile = workers[worker]->tile;
     std::int32_t* const selected = workers[worker]->selected.data();
@@ -50,11 +73,10 @@ bool candidates(const Execution& exec, const Cost<T>& cost, const double* a, con
       source.begin(first, rows, tile.row(0), tile.stride);
       for (std::int64_t r = 0; r < rows; ++r) {
         const std::int64_t i = first + r;
-        source.exponents(i, columns.G.data(), tile.row(r), tile.t.data());
-        const std::int64_t count =
-            kernels.select(tile.t.data(), static_cast<T>(f[i] * source.kappa() - source.row_offset(i)),
-                           static_cast<T>(std::log2(a[i]) - options.bits), floor.data(), source.width(), selected);
+        const std::int64_t count = select(i, tile.row(r), *workers[worker]);
         found[part].insert(found[part].end(), selected, selected + count);
+        // While the row is in cache.
+        for (std::int64_t k = 0; k < count; ++k) costs[part].push_back(source.entry(i, selected[k]));
         pattern.starts[i + 1] = count;
         total += count;
       }
@@ -65,11 +87,9 @@ bool candidates(const Execution& exec, const Cost<T>& cost, const double* a, con
   pattern.columns.resize(static_cast<std::size_t>(total));
   pattern.costs.resize(static_cast<std::size_t>(total));
   parallel_for(n_threads, parts, [&](std::int64_t part, int) {
-    const auto [begin, end] = part_range(n, parts, part);
-    std::copy(found[part].begin(), found[part].end(), pattern.columns.begin() + pattern.starts[begin]);
-    for (std::int64_t i = begin; i < end; ++i)
-      for (std::int64_t k = pattern.starts[i]; k < pattern.starts[i + 1]; ++k)
-        pattern.costs[k] = source.entry(i, pattern.columns[k]);
+    const std::int64_t begin = pattern.starts[part_range(n, parts, part).begin];
+    std::copy(found[part].begin(), found[part].end(), pattern.columns.begin() + begin);
+    std::copy(costs[part].begin(), costs[part].end(), pattern.costs.begin() + begin);
   });
   return true;
 }

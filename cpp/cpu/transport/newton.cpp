@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "buffer.hpp"
 #include "quadric/transport.hpp"
 #include "require.hpp"
 #include "threads.hpp"
@@ -38,17 +39,22 @@ Cut cut(const double* values, std::int64_t count, double drop) {
 class Complement {
  public:
   Complement(const Execution& exec, const SparseView& pattern, const double* values, const double* a, double below)
-      : n_(pattern.rows), m_(pattern.cols), inverse_(static_cast<std::size_t>(n_)) {
-    starts_.reserve(static_cast<std::size_t>(n_) + 1);
-    starts_.push_back(0);
+      : n_(pattern.rows),
+        m_(pattern.cols),
+        inverse_(static_cast<std::size_t>(n_)),
+        starts_(static_cast<std::size_t>(n_) + 1),
+        values_(pattern.starts[n_] + 1),
+        columns_(pattern.starts[n_] + 1) {
+    std::int64_t count = 0;
     for (std::int64_t i = 0; i < n_; ++i) {
       inverse_[i] = 1 / a[i];
       for (std::int64_t k = pattern.starts[i]; k < pattern.starts[i + 1]; ++k) {
-        if (values[k] < below || values[k] == 0) continue;
-        columns_.push_back(pattern.columns[k]);
-        values_.push_back(values[k]);
+        // Written in any case: a branch could not be foretold.
+        columns_.data()[count] = pattern.columns[k];
+        values_.data()[count] = values[k];
+        count += static_cast<std::int64_t>(values[k] >= below) & static_cast<std::int64_t>(values[k] > 0);
       }
-      starts_.push_back(static_cast<std::int64_t>(values_.size()));
+      starts_[i + 1] = count;
     }
     bounds_ = detail::sparse_parts({n_, m_, starts_.data(), columns_.data()});
     parts_ = static_cast<std::int64_t>(bounds_.size()) - 1;
@@ -61,7 +67,7 @@ class Complement {
   void subtract_diagonal(double* out) const {
     for (std::int64_t i = 0; i < n_; ++i)
       for (std::int64_t k = starts_[i]; k < starts_[i + 1]; ++k)
-        out[columns_[k]] -= values_[k] * values_[k] * inverse_[i];
+        out[columns_.data()[k]] -= values_.data()[k] * values_.data()[k] * inverse_[i];
   }
 
   void multiply(const double* diagonal, const double* p, double* out) {
@@ -71,10 +77,9 @@ class Complement {
       const std::int32_t* const columns = columns_.data();
       const double* const values = values_.data();
       for (std::int64_t i = bounds_[part]; i < bounds_[part + 1]; ++i) {
-        double t = 0;
-        for (std::int64_t k = starts_[i]; k < starts_[i + 1]; ++k) t += values[k] * p[columns[k]];
-        t *= inverse_[i];
-        for (std::int64_t k = starts_[i]; k < starts_[i + 1]; ++k) sums[columns[k]] += values[k] * t;
+        const std::int64_t k = starts_[i], count = starts_[i + 1] - k;
+        const double t = detail::row_dot(values + k, columns + k, count, p);
+        detail::add_row(values + k, columns + k, count, t * inverse_[i], sums);
       }
     });
     for (std::int64_t j = 0; j < m_; ++j) out[j] = diagonal[j] * p[j] - sums_[j];
@@ -85,15 +90,21 @@ class Complement {
  private:
   std::int64_t n_, m_, parts_ = 1;
   int threads_ = 1;
-  std::vector<double> inverse_, values_, sums_;
+  std::vector<double> inverse_, sums_;
   std::vector<std::int64_t> starts_, bounds_;
-  std::vector<std::int32_t> columns_;
+  Buffer<double> values_;  // of the kept entries
+  Buffer<std::int32_t> columns_;
 };
 
 double dot(const std::vector<double>& x, const double* y) {
-  double sum = 0;
-  for (std::size_t j = 0; j < x.size(); ++j) sum += x[j] * y[j];
-  return sum;
+  constexpr std::size_t kWays = 8;  // sums, against the latency of an addition
+  double sum[kWays] = {};
+  std::size_t j = 0;
+  for (; j + kWays <= x.size(); j += kWays)
+    for (std::size_t w = 0; w < kWays; ++w) sum[w] += x[j + w] * y[j + w];
+  for (; j < x.size(); ++j) sum[0] += x[j] * y[j];
+  for (std::size_t w = 1; w < kWays; ++w) sum[0] += sum[w];
+  return sum[0];
 }
 
 }  // namespace

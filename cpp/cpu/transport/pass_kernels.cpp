@@ -17,24 +17,6 @@ constexpr std::int64_t kRun = 1024;
 // Bytes of a stored cost to ask for ahead of its use.
 constexpr std::int64_t kAhead = 4096;
 
-template <class T>
-inline double total(V<T> x) {
-  double sum = 0;
-  for (int lane = 0; lane < kLanes<T>; ++lane) sum += static_cast<double>(x[lane]);
-  return sum;
-}
-
-template <class T>
-inline V<T> square_root(V<T> x) {
-  for (int lane = 0; lane < kLanes<T>; ++lane) {
-    if constexpr (sizeof(T) == 4)
-      x[lane] = __builtin_sqrtf(x[lane]);
-    else
-      x[lane] = __builtin_sqrt(x[lane]);
-  }
-  return x;
-}
-
 // The distance of kLanes columns from j on.
 template <class T, Form form>
 inline V<T> distance(const Row<T>& row, std::int64_t j) {

@@ -1,4 +1,4 @@
-// How the rows of a sparse matrix are shared out.
+// How the rows of a sparse matrix are shared out, and what is done with one.
 #pragma once
 
 #include <algorithm>
@@ -23,6 +23,21 @@ inline std::vector<std::int64_t> sparse_parts(const SparseView& matrix) {
   }
   bounds.push_back(matrix.rows);
   return bounds;
+}
+
+// Four sums, against the latency of an addition.
+inline double row_dot(const double* values, const std::int32_t* columns, std::int64_t count, const double* x) {
+  double sum[4] = {};
+  std::int64_t k = 0;
+  for (; k + 4 <= count; k += 4)
+    for (int w = 0; w < 4; ++w) sum[w] += values[k + w] * x[columns[k + w]];
+  for (; k < count; ++k) sum[0] += values[k] * x[columns[k]];
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// y += scale * row.
+inline void add_row(const double* values, const std::int32_t* columns, std::int64_t count, double scale, double* y) {
+  for (std::int64_t k = 0; k < count; ++k) y[columns[k]] += values[k] * scale;
 }
 
 }  // namespace quadric::transport::detail

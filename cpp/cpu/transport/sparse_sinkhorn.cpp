@@ -137,10 +137,8 @@ class SparseSinkhorn {
       kernels_.exp2(kernel + k0, k1 - k0, kernel + k0);
     }
     for (std::int64_t i = begin; i < end; ++i) {
-      double sum = 0;
-      for (std::int64_t k = pattern_.starts[i]; k < pattern_.starts[i + 1]; ++k)
-        sum += kernel[k] * scaling[pattern_.columns[k]];
-      rows_.sums.data()[i] = sum;
+      const std::int64_t k = pattern_.starts[i];
+      rows_.sums.data()[i] = row_dot(kernel + k, pattern_.columns + k, pattern_.starts[i + 1] - k, scaling);
     }
     Moved& moved = part_moved_[part] = {};
     kernels_.relax(rows_.side(begin, end), options_.omega, 1, moved);
@@ -149,9 +147,8 @@ class SparseSinkhorn {
     double* const sums = part_sums_.data() + part * padded(pattern_.cols);
     std::fill_n(sums, pattern_.cols, 0.0);
     for (std::int64_t i = begin; i < end; ++i) {
-      const double u = rows_.scaling.data()[i];
-      for (std::int64_t k = pattern_.starts[i]; k < pattern_.starts[i + 1]; ++k)
-        sums[pattern_.columns[k]] += kernel[k] * u;
+      const std::int64_t k = pattern_.starts[i];
+      add_row(kernel + k, pattern_.columns + k, pattern_.starts[i + 1] - k, rows_.scaling.data()[i], sums);
     }
   }
 

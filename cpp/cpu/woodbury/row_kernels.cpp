@@ -136,13 +136,6 @@ std::int64_t first_beyond(const T* x, std::int64_t n, T limit) {
 // ---- passes --------------------------------------------------------------------------------------------------------
 
 template <class T>
-inline double total(V<T> x) {
-  double sum = 0;
-  for (int lane = 0; lane < kLanes<T>; ++lane) sum += static_cast<double>(x[lane]);
-  return sum;
-}
-
-template <class T>
 void dots(const T* j, std::int64_t rows, std::int64_t n, const T* x, double* sums) {
   constexpr int kRows = 4;  // rows that share a read of x
   constexpr int kWays = 2;  // sums of a row, against the latency of an addition

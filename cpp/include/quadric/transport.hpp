@@ -90,7 +90,8 @@ struct CandidateOptions {
 };
 
 // The entries with P_ij >= 2^-bits min(a_i, b_j): what is left out sums to at most min(n, m) 2^-bits. False, and
-// nothing of use in `pattern`, if they are more than `limit`. One read.
+// nothing of use in `pattern`, if they are more than `limit` (or, in large problems, more than twice as many in a
+// sample of the rows). One read.
 template <class T>
 QUADRIC_API bool candidates(const Execution& exec, const Cost<T>& cost, const double* a, const double* b,
                             const double* f, const double* g, Pattern& pattern, const CandidateOptions& options);

@@ -4,9 +4,9 @@ The native kernels of quadric.
 
 from __future__ import annotations
 
-from . import linalg, sweep, woodbury
+from . import linalg, sweep, transport, woodbury
 
-__all__: list[str] = ["linalg", "simd_level", "simd_levels", "sweep", "woodbury"]
+__all__: list[str] = ["linalg", "simd_level", "simd_levels", "sweep", "transport", "woodbury"]
 
 def simd_level() -> str:
     """

@@ -9,6 +9,7 @@ from scipy.special import softmax
 from quadric import arrays, backends, checks, threads
 from quadric.arrays import Array
 from quadric.transport.cost import KINDS, Cost
+from quadric.transport.solve_points import PointCost
 
 # Costs / reg up to which the digits of a dtype leave a difference between two costs.
 _FAR = {np.dtype(np.float32): 1e5, np.dtype(np.float64): 1e9}
@@ -22,7 +23,7 @@ def entropic_map(
     reg: float,
     *,
     values: Array | None = None,
-    cost: str = "sqeuclidean",
+    cost: PointCost = "sqeuclidean",
     backend: str | None = None,
     n_threads: int | None = None,
 ) -> Array:

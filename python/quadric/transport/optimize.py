@@ -20,7 +20,7 @@ _STEPS = 10  # iterations on the way, where there are not few enough entries for
 _MANY = 10_000  # iterations by default
 _TRIAL = 60  # Sinkhorn iterations before "auto" asks whether Newton would be faster
 _SPARSE = 0.3  # share of the entries that may count for Newton to work on a list of them
-_MEMORY = 2**25  # entries of such a list, of 20 to 40 bytes each
+_MEMORY = 2**23  # entries of such a list, of 50 bytes each, where there is no larger matrix
 _CLOSE = 0.5  # share of the mass: a warm start with a larger error starts from the beginning
 
 
@@ -179,7 +179,8 @@ def _newton(
     state, levels = _begin(sinkhorn, reg, warm_start)
     newton = Newton(sinkhorn)
     entries = math.prod(sinkhorn.cost.shape)
-    few = min(int(_SPARSE * entries), _MEMORY)
+    room = _MEMORY if sinkhorn.cost.M is None else max(_MEMORY, entries // 8)
+    few = min(int(_SPARSE * entries), room)
     coarse = max(tol, _COARSE * float(sinkhorn.a.sum()))
     for level, after in zip(levels, [*levels[1:], reg], strict=False):
         if sinkhorn.recorder.left > 2 * _STEPS:
@@ -189,7 +190,7 @@ def _newton(
     if newton.solve(state, reg, tol, few, last=True) == "dense":
         if method == "auto":
             sinkhorn.converge(state, reg, tol, omega, _TRIAL)
-        if not state.error[0] <= tol and few < entries <= _MEMORY:
+        if not state.error[0] <= tol and few < entries <= room:
             newton.solve(state, reg, tol, entries, last=True)
     if not state.error[0] <= tol:
         sinkhorn.converge(state, reg, tol, omega)

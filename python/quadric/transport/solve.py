@@ -43,14 +43,15 @@ def solve(
     reg : float
         Regularization above 0, in units of the cost.
     method : {"auto", "sinkhorn", "newton", "published"}, optional
-        "sinkhorn" is over-relaxed, "newton" is the sparse Newton method with annealing, and "auto"
-        starts with the one and changes to the other if it promises to be faster. "published" is
-        Sinkhorn-Newton-Sparse as its paper has it, for comparison.
+        "sinkhorn" is over-relaxed, "newton" is the sparse Newton method; both come down to `reg` in
+        steps. "auto" takes Newton steps wherever few enough entries of the plan count, and
+        Sinkhorn iterations elsewhere. "published" is Sinkhorn-Newton-Sparse as its paper has it,
+        for comparison.
     tol : float, optional
         Marginal error to reach: the L1 errors of rows and columns, added. None is 1e-9 of the mass,
         1e-5 if M is float32 (whose rounding does not allow for much less).
     max_iter : int, optional
-        Most iterations of all kinds together; None leaves it to the method.
+        Most iterations of all kinds together; 10 000 by default.
     omega : float or "auto", optional
         Over-relaxation of Sinkhorn, between 0 and 2; 1 is none. "auto" estimates the best one from
         the rate.

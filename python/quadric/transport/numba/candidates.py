@@ -7,9 +7,17 @@ from numpy.typing import NDArray
 
 from quadric.linalg.numba.jit import compiled
 from quadric.linalg.numba.parallel import run
-from quadric.transport.numba.costs import ROWS, STEP, cost_tile, problem, source
-from quadric.transport.numba.rows import LOG2E, grid, split
-from quadric.transport.numba.vectors import lanes, load, lower, reaching, spread, workspace
+from quadric.transport.numba.costs import ROWS, bare, cost_tile, padded, problem, source
+from quadric.transport.numba.rows import LOG2E, grid, row_stride, split
+from quadric.transport.numba.vectors import (
+    lanes,
+    load,
+    lower,
+    pointer,
+    reaching,
+    spread,
+    workspace,
+)
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -57,7 +65,7 @@ def candidates(
     # The potentials of the columns and the least mass in the type of the costs, to find candidates
     # of candidates; each of those is then looked at in float64.
     step = grid(f, alpha, g, beta, 22 if like.itemsize == 4 else 51)
-    rows = -(-n // STEP) * STEP + STEP
+    rows = padded(n)
     hi, G = np.empty(rows, like.dtype), np.empty(width, like.dtype)
     split(f, alpha, step, k, hi, np.empty(rows))
     split(g, beta, step, k, G, np.empty(width))
@@ -112,21 +120,21 @@ def collect(
 
     The number of pairs of row i is written to counts[i + 1].
     """
-    width, m, wide = len(G), len(g), lanes(G)
-    stride = width + 2 * wide
-    E = workspace(ROWS * stride, G)
+    width, m, wide, stride = len(G), len(g), lanes(G), row_stride(len(G), G)
+    inner, room = bare(cost), workspace(ROWS * stride, G)
+    E, H, least = pointer(room), pointer(G), pointer(low)
     for i in range(start, stop, ROWS):
         before = used
-        cost_tile(cost, i, 0, width, E, 0, stride)
+        cost_tile(inner, i, 0, width, E, 0, stride)
         for r in range(i, min(i + ROWS, stop)):
             shift, row_low, e = spread(G, hi[r]), spread(G, low_a[r]), (r - i) * stride
             first = used
             for j in range(0, width, wide):
-                z = (shift + load(G, j)) - load(E, e + j)
-                mask, column = reaching(z, lower(row_low, load(low, j))), j
+                z = (shift + load(H, j)) - load(E, e + j)
+                mask, column = reaching(z, lower(row_low, load(least, j))), j
                 while mask != 0:
                     if mask & 1 and column < m:
-                        C = np.float64(E[e + column]) + alpha[r] + beta[column]
+                        C = np.float64(room[e + column]) + alpha[r] + beta[column]
                         z_exact = k * ((f[r] + g[column]) - C)
                         if z_exact >= min(least_a[r], least_b[column]):
                             if used == len(indices):

@@ -15,10 +15,12 @@ from quadric.linalg.numba.jit import compiled, inlined
 from quadric.linalg.numba.lines import line
 from quadric.transport.numba.vectors import (
     BYTES,
+    Line,
     lanes,
     load,
     magnitude,
     multiply_add,
+    pointer,
     repeat,
     spread,
     square_root,
@@ -38,7 +40,7 @@ PANEL = 4  # packs of columns of a tile; points of that many columns lie togethe
 ENTRIES = 1 << 16  # of a part, at least
 PARTS = 32  # of a problem, at most: each has its own sums of columns
 STEP = 8  # rows that are finished together
-CACHED = 1 << 25  # bytes of costs that are kept rather than computed again
+CACHED = 1 << 27  # bytes of costs that are kept rather than computed again
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +97,14 @@ def source(M: Array | None, x: Array | None, y: Array | None, kind: int, often: 
         empty = np.empty(0, M.dtype)
         args = (memory, first, *strides, empty, empty, 0, kind, n, m)
         return Source(args, np.zeros((B, n)), _extended(np.zeros((B, m)), width), width)
-    assert x is not None and y is not None
+    assert x is not None
+    assert y is not None
     x, y = (p if p.ndim == 3 else p[None] for p in (x, y))
     (B, n, d), m = x.shape, y.shape[1]
     if kind in PRODUCTS and d < DIRECT:  # zeros cost less than loops over few coordinates
-        x, y = (np.concatenate([p, np.zeros((*p.shape[:2], DIRECT - d), p.dtype)], 2) for p in (x, y))
+        x, y = (
+            np.concatenate([p, np.zeros((*p.shape[:2], DIRECT - d), p.dtype)], 2) for p in (x, y)
+        )
         d = DIRECT
     panel = PANEL * BYTES // x.itemsize
     width = -(-m // panel) * panel
@@ -114,14 +119,18 @@ def source(M: Array | None, x: Array | None, y: Array | None, kind: int, often: 
     panels = panels.reshape(B, width // panel, panel, d).transpose(0, 1, 3, 2)
     X, Y = (np.ascontiguousarray(p).reshape(-1) for p in (x * x.dtype.type(scale), panels))
     result = Source(
-        (np.empty(0, x.dtype), 0, 0, 0, 0, X, Y, d, kind, n, m), alpha, _extended(beta, width), width
+        (np.empty(0, x.dtype), 0, 0, 0, 0, X, Y, d, kind, n, m),
+        alpha,
+        _extended(beta, width),
+        width,
     )
-    heavy = d > PANEL or kind == EUCLIDEAN
+    heavy = d > 2 * PANEL or kind == EUCLIDEAN
     return _cached(result) if often and heavy and _size(result) <= CACHED else result
 
 
 def _size(source: Source) -> int:
-    return len(source.alpha) * source.alpha.shape[1] * source.width * source.like.itemsize
+    B, n, _ = source.shape
+    return B * n * source.width * int(source.like.itemsize)
 
 
 def padded(n: int) -> int:
@@ -161,21 +170,31 @@ def problem(cost: Any, p: int) -> Any:
     return problem_of(cost, p)
 
 
+@inlined
+def bare(cost: Any) -> Any:
+    """The cost of one problem by pointers, as `cost_tile` and `powers` take it."""
+    M, at, to_row, to_column, X, x, Y, y, d, kind, n, m = cost
+    return (
+        pointer(M), len(M), at, to_row, to_column, pointer(X), x, pointer(Y), y, d, kind, n, m,
+    )  # fmt: skip
+
+
 @compiled
 def write_costs(cost: Any, width: int, C: Array) -> None:
     """Write all entries, and those that pad."""
-    n, out = cost[-2], C.reshape(-1)
-    for i in range(0, n, ROWS):
-        cost_tile(cost, i, 0, width, out, i * width, width)
+    C = C.reshape(-1)
+    inner, out = bare(cost), pointer(C)
+    for i in range(0, cost[-2], ROWS):
+        cost_tile(inner, i, 0, width, out, i * width, width)
 
 
 @compiled
-def cost_tile(cost: Any, i: int, start: int, stop: int, out: Array, at: int, stride: int) -> None:
+def cost_tile(cost: Any, i: int, start: int, stop: int, out: Line, at: int, stride: int) -> None:
     """Write c of the columns [start, stop) of four rows to out[at + r * stride + j].
 
     Rows beyond the last repeat it. `start` is the first column of a panel.
     """
-    M, first, to_row, to_column, X, x, Y, y, d, kind, n, m = cost
+    M, _, first, to_row, to_column, X, x, Y, y, d, kind, n, m = cost
     if kind == STORED:
         for r in range(ROWS):
             row, target = first + min(i + r, n - 1) * to_row, at + r * stride
@@ -197,7 +216,7 @@ def _tiles(term: Any, finish: Any) -> Any:
     """Sums of a term over the coordinates, in register tiles of four rows and four packs."""
 
     @inlined
-    def write(out: Array, at: int, a: Any, b: Any, c: Any, e: Any) -> None:
+    def write(out: Line, at: int, a: Any, b: Any, c: Any, e: Any) -> None:
         wide = lanes(out)
         store(out, at, finish(a))
         store(out, at + wide, finish(b))
@@ -206,8 +225,8 @@ def _tiles(term: Any, finish: Any) -> Any:
 
     @compiled
     def fill(
-        X: Array, x0: int, x1: int, x2: int, x3: int, Y: Array, y: int, d: int,
-        out: Array, at: int, stride: int, columns: int,
+        X: Line, x0: int, x1: int, x2: int, x3: int, Y: Line, y: int, d: int,
+        out: Line, at: int, stride: int, columns: int,
     ) -> None:  # fmt: skip
         wide = lanes(out)
         for j in range(at, at + columns, PANEL * wide):
@@ -217,13 +236,33 @@ def _tiles(term: Any, finish: Any) -> Any:
                 y0, y1 = load(Y, y), load(Y, y + wide)
                 y2, y3 = load(Y, y + 2 * wide), load(Y, y + 3 * wide)
                 x = repeat(X, x0 + k)
-                a0, a1, a2, a3 = term(x, y0, a0), term(x, y1, a1), term(x, y2, a2), term(x, y3, a3)
+                a0, a1, a2, a3 = (
+                    term(x, y0, a0),
+                    term(x, y1, a1),
+                    term(x, y2, a2),
+                    term(x, y3, a3),
+                )
                 x = repeat(X, x1 + k)
-                b0, b1, b2, b3 = term(x, y0, b0), term(x, y1, b1), term(x, y2, b2), term(x, y3, b3)
+                b0, b1, b2, b3 = (
+                    term(x, y0, b0),
+                    term(x, y1, b1),
+                    term(x, y2, b2),
+                    term(x, y3, b3),
+                )
                 x = repeat(X, x2 + k)
-                c0, c1, c2, c3 = term(x, y0, c0), term(x, y1, c1), term(x, y2, c2), term(x, y3, c3)
+                c0, c1, c2, c3 = (
+                    term(x, y0, c0),
+                    term(x, y1, c1),
+                    term(x, y2, c2),
+                    term(x, y3, c3),
+                )
                 x = repeat(X, x3 + k)
-                e0, e1, e2, e3 = term(x, y0, e0), term(x, y1, e1), term(x, y2, e2), term(x, y3, e3)
+                e0, e1, e2, e3 = (
+                    term(x, y0, e0),
+                    term(x, y1, e1),
+                    term(x, y2, e2),
+                    term(x, y3, e3),
+                )
                 y += PANEL * wide
             write(out, j, a0, a1, a2, a3)
             write(out, j + stride, b0, b1, b2, b3)

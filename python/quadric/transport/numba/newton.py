@@ -1,13 +1,12 @@
 """The Newton direction of the semi-dual: conjugate gradients on the largest entries of the plan."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from quadric.linalg.numba.jit import compiled
 from quadric.linalg.numba.parallel import run
 from quadric.transport.numba.sparse import ALONE, cut
+from quadric.transport.numba.vectors import pointer
 
 Floats = NDArray[np.float64]
 Pointers = NDArray[np.int64]
@@ -69,7 +68,8 @@ def newton_direction(
         iterations = 0
 
         def work(i: int) -> None:
-            multiply(*S, a, *parts[i], vectors[2], sums[i])
+            start, stop = parts[i]
+            multiply(*S, a, start, stop, vectors[2], sums[i])
 
         while running and iterations < max_iter and scalars[0] > tol * scalars[1]:
             run(work, len(parts), n_threads)
@@ -88,7 +88,7 @@ def largest_entries(
     indptr: Pointers, indices: Indices, values: Floats, drop: float
 ) -> tuple[tuple[Pointers, Indices, Floats], float]:
     """Return the matrix without its smallest entries, and their sum, at most `drop`."""
-    mass = np.zeros(1 << (64 - SHIFT))
+    mass = np.zeros(1 << (63 - SHIFT))
     bits = values.view(np.int64)
     for e in range(len(values)):
         mass[bits[e] >> SHIFT] += values[e]
@@ -147,7 +147,9 @@ def iterate(
     iterations = 0
     while running and iterations < max_iter and scalars[0] > tol * scalars[1]:
         for i in range(len(parts)):
-            multiply(indptr, indices, values, a, parts[i, 0], parts[i, 1], vectors[2], sums[i])
+            multiply(
+                indptr, indices, values, a, parts[i, 0], parts[i, 1], vectors[2], sums[i]
+            )  # fmt: skip
         running = advance(c, shift, vectors, scalars, sums)
         iterations += 1
     return iterations
@@ -160,20 +162,21 @@ def multiply(
 ) -> None:  # fmt: skip
     """Write S^T diag(1 / a) S p of the rows [start, stop)."""
     sums[:] = 0
+    to, value, x, out = pointer(indices), pointer(values), pointer(p), pointer(sums)
     for i in range(start, stop):
         first, last = indptr[i], indptr[i + 1]
         full = first + (last - first) // 4 * 4
         s0 = s1 = s2 = s3 = 0.0
         for e in range(first, full, 4):
-            s0 += values[e] * p[indices[e]]
-            s1 += values[e + 1] * p[indices[e + 1]]
-            s2 += values[e + 2] * p[indices[e + 2]]
-            s3 += values[e + 3] * p[indices[e + 3]]
+            s0 += value[e] * x[to[e]]
+            s1 += value[e + 1] * x[to[e + 1]]
+            s2 += value[e + 2] * x[to[e + 2]]
+            s3 += value[e + 3] * x[to[e + 3]]
         for e in range(full, last):
-            s0 += values[e] * p[indices[e]]
+            s0 += value[e] * x[to[e]]
         t = ((s0 + s1) + (s2 + s3)) / a[i]
         for e in range(first, last):
-            sums[indices[e]] += t * values[e]
+            out[to[e]] += t * value[e]
 
 
 @compiled

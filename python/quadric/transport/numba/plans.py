@@ -11,25 +11,38 @@ from quadric.transport.numba.costs import (
     EUCLIDEAN,
     PANEL,
     ROWS,
-    STEP,
     Source,
+    bare,
     cost_tile,
     padded,
     problem,
     source,
 )
-from quadric.transport.numba.rows import CHUNK, LOG2E, add_rows, flush, grid, powers, split
+from quadric.transport.numba.rows import (
+    CHUNK,
+    FLUSH,
+    LOG2E,
+    Columns,
+    Limits,
+    add_rows,
+    flush,
+    grid,
+    powers,
+    row_stride,
+    split,
+)
 from quadric.transport.numba.vectors import (
-    BYTES,
+    Line,
     higher,
     lanes,
     load,
     multiply_add,
+    pointer,
+    repeat,
     signed,
     spread,
     store,
     total,
-    widen,
     workspace,
 )
 
@@ -57,9 +70,21 @@ class Plan:
         self.hi, self.weight = np.empty(padded(n), like.dtype), np.empty(padded(n))
         self.G, self.V = (np.empty(costs.width, like.dtype) for _ in range(2))
         alpha, beta = costs.alpha[0], costs.beta[0]
-        step = grid(f, alpha, g, beta[:m], 22 if like.itemsize == 4 else 51)
+        finite = (np.where(np.isfinite(p), p, 0) for p in (f, g))  # -Inf where there is no mass
+        digits = 22 if like.itemsize == 4 else 51
+        step = grid(next(finite), alpha, next(finite), beta[:m], digits)
         split(f, alpha, step, self.k, self.hi, self.weight)
         split(g, beta[:m], step, self.k, self.G, self.V)
+
+    @property
+    def args(self) -> tuple[Any, Array, Array, Array, float, Limits]:
+        """What all passes take first."""
+        return self.cost, self.hi, self.G, self.V, self.k, self.costs.limits
+
+    def room(self) -> Array:
+        """Memory for four rows."""
+        result: Array = workspace(ROWS * row_stride(len(self.G), self.G), self.G)
+        return result
 
 
 def plan(
@@ -89,25 +114,30 @@ def plan(
     parts = p.costs.parts()
 
     def work(i: int) -> None:
-        write_plan(p.cost, *parts[i], p.hi, p.weight, p.G, p.V, p.k, p.costs.limits, out)
+        start, stop = parts[i]
+        write_plan(*p.args, start, stop, p.weight, out, p.room())
 
     run(work, len(parts), n_threads)
 
 
 @compiled
 def write_plan(
-    cost: Any, start: int, stop: int, hi: Array, weight: Floats, G: Array, V: Array, k: float,
-    limits: tuple[float, float], out: Array,
+    cost: Any, hi: Array, G: Array, V: Array, k: float, limits: Limits, start: int, stop: int,
+    weight: Floats, out: Array, room: Array,
 ) -> None:  # fmt: skip
     """Rows [start, stop) of the plan."""
-    stride = len(G) + 2 * lanes(G)
-    E = workspace(ROWS * stride, G)
+    inner, columns, stride = (
+        bare(cost),
+        (pointer(G), pointer(V), len(G)),
+        row_stride(len(G), G),
+    )
+    shift, E = pointer(hi), pointer(room)
     for i in range(start, stop, ROWS):
-        powers(cost, i, hi, i, G, V, k, limits, E, 0, stride)
+        powers(inner, i, shift, i, columns, k, limits, E, 0, stride)
         for r in range(min(ROWS, stop - i)):
             w, e, row = out.dtype.type(weight[i + r]), r * stride, out[i + r]
             for j in range(len(row)):
-                row[j] = (E[e + j] * V[j]) * w
+                row[j] = (room[e + j] * V[j]) * w
 
 
 def apply_plan(
@@ -153,67 +183,68 @@ def apply_plan(
     sums, slack = np.empty((len(parts), width)), np.empty(len(parts))
 
     def work(i: int) -> None:
+        start, stop = parts[i]
         slack[i] = multiply_plan(
-            p.cost, *parts[i], p.hi, p.weight, p.G, p.V, p.k, p.costs.limits, vectors, product,
-            rows, sums[i],
+            *p.args, start, stop, p.weight, vectors.reshape(-1), product, rows, sums[i], p.room(),
+            p.room(), np.empty(width, p.G.dtype),
         )  # fmt: skip
 
     run(work, len(parts), n_threads)
     columns[...] = sums.sum(axis=0)[:m] * p.V[:m]
-    # C = (hi_i + G_j - slack) + alpha_i + beta_j on every pair.
-    left = p.hi[: len(f)] + p.costs.alpha[0]
-    right = p.G[:m] + p.costs.beta[0, :m]
+    # C = (hi_i + G_j - slack) + alpha_i + beta_j on every pair; hi and G may be -Inf where P is 0.
+    left = np.where(rows > 0, p.hi[: len(f)] + p.costs.alpha[0], 0)
+    right = np.where(columns > 0, p.G[:m] + p.costs.beta[0, :m], 0)
     return float(rows @ left + columns @ right - slack.sum())
 
 
 @compiled
 def multiply_plan(
-    cost: Any, start: int, stop: int, hi: Array, weight: Floats, G: Array, V: Array, k: float,
-    limits: tuple[float, float], vectors: Array, out: Floats, rows: Floats, sums: Floats,
+    cost: Any, hi: Array, G: Array, V: Array, k: float, limits: Limits, start: int, stop: int,
+    weight: Floats, vectors: Array, out: Floats, rows: Floats, sums: Floats, room: Array,
+    other: Array, added: Array,
 ) -> float:  # fmt: skip
     """Rows [start, stop) of `apply_plan`; return sum P (hi_i + G_j - c_ij)."""
-    n, width = cost[-2], len(G)
-    stride = width + 2 * lanes(G)
-    E, Z = workspace(ROWS * stride, G), workspace(ROWS * stride, G)
-    recent, scales = workspace(width, G), workspace(ROWS, G)
-    recent[:] = 0
+    width, stride, chunk = len(G), row_stride(len(G), G), CHUNK * lanes(G)
+    inner, columns = bare(cost), (pointer(G), pointer(V), width)
+    shift, E, Z, recent = pointer(hi), pointer(room), pointer(other), pointer(added)
+    scales = workspace(ROWS, G)
+    added[:] = 0
     sums[:] = 0
-    flat = vectors.reshape(-1)
     slack, lowest = 0.0, limits[0] / k
     steps = 0
     for i in range(start, stop, ROWS):
         valid = min(ROWS, stop - i)
-        s = powers(cost, i, hi, i, G, V, k, limits, E, 0, stride)
-        for at in range(0, width, CHUNK * lanes(G)):
-            cost_tile(cost, i, at, min(at + CHUNK * lanes(G), width), Z, 0, stride)
-        for r in range(ROWS):
-            scales[r] = 0
+        s = powers(inner, i, shift, i, columns, k, limits, E, 0, stride)
+        for at in range(0, width, chunk):
+            cost_tile(inner, i, at, min(at + chunk, width), Z, 0, stride)
+        scales[:] = 0
         for r in range(valid):
             w = weight[i + r]
             rows[i + r] = s[r] * w
             scales[r] = w
-            slack += w * _slack(Z, E, r * stride, G, V, hi[i + r], lowest)
-        add_rows(E, stride, ROWS, scales, recent)
-        for q in range(len(vectors)):
-            p = four_dots(E, 0, stride, flat, q * width, width)
+            slack += w * _slack(Z, E, r * stride, columns, hi[i + r], lowest)
+        add_rows(E, stride, ROWS, pointer(scales), recent, width)
+        for q in range(out.shape[1]):
+            p = four_dots(E, 0, stride, pointer(vectors), q * width, width)
             for r in range(valid):
                 out[i + r, q] = p[r] * weight[i + r]
         steps += 1
-        if steps == 2 * STEP:
-            flush(recent, sums)
+        if steps == 2 * FLUSH:
+            flush(recent, pointer(sums), width)
             steps = 0
-    flush(recent, sums)
+    flush(recent, pointer(sums), width)
     return slack
 
 
 @inlined
-def _slack(Z: Array, E: Array, at: int, G: Array, V: Array, shift: Any, lowest: float) -> float:
+def _slack(Z: Line, E: Line, at: int, columns: Columns, shift: float, lowest: float) -> float:
     """The sum of E V times (shift + G) - c."""
+    G, V, width = columns
     f, least, zero = spread(E, shift), spread(E, lowest), spread(E, 0.0)
     result, chunk = 0.0, CHUNK * lanes(E)
-    for start in range(0, len(G), chunk):
+    for start in range(0, width, chunk):
         part = zero
-        for j in range(start, min(start + chunk, len(G)), lanes(E)):
+        for j in range(start, min(start + chunk, width), lanes(E)):
             z = higher((f + load(G, j)) - load(Z, at + j), least)
             part = multiply_add(load(E, at + j) * load(V, j), z, part)
         result += total(part)
@@ -222,7 +253,7 @@ def _slack(Z: Array, E: Array, at: int, G: Array, V: Array, shift: Any, lowest: 
 
 @compiled
 def four_dots(
-    E: Array, e: int, stride: int, v: Array, at: int, width: int
+    E: Line, e: int, stride: int, v: Line, at: int, width: int
 ) -> tuple[float, float, float, float]:
     """Products of four rows of E with the vector from v[at] on."""
     t0 = t1 = t2 = t3 = 0.0
@@ -266,26 +297,27 @@ def point_gradient(
     parts = p.costs.parts()
 
     def work(i: int) -> None:
-        differentiate(p.cost, *parts[i], p.hi, p.weight, p.G, p.V, p.k, p.costs.limits, out)
+        start, stop = parts[i]
+        differentiate(*p.args, start, stop, p.weight, out, p.room(), p.room())
 
     run(work, len(parts), n_threads)
 
 
 @compiled
 def differentiate(
-    cost: Any, start: int, stop: int, hi: Array, weight: Floats, G: Array, V: Array, k: float,
-    limits: tuple[float, float], out: Floats,
+    cost: Any, hi: Array, G: Array, V: Array, k: float, limits: Limits, start: int, stop: int,
+    weight: Floats, out: Floats, room: Array, other: Array,
 ) -> None:  # fmt: skip
     """Rows [start, stop) of `point_gradient`."""
-    X, x, Y, y, d, kind, n = cost[4], cost[5], cost[6], cost[7], cost[8], cost[9], cost[10]
-    width, wide = len(G), lanes(G)
-    stride, panel = width + 2 * wide, PANEL * wide
-    E, Z = workspace(ROWS * stride, G), workspace(ROWS * stride, G)
-    zero = spread(E, 0.0)
+    X, x, Y, y, d, kind = cost[4], cost[5], cost[6], cost[7], cost[8], cost[9]
+    width, wide, stride = len(G), lanes(G), row_stride(len(G), G)
+    inner, columns = bare(cost), (pointer(G), pointer(V), width)
+    shift, E, Z = pointer(hi), pointer(room), pointer(other)
+    panel, zero = PANEL * wide, spread(E, 0.0)
     for i in range(start, stop, ROWS):
-        powers(cost, i, hi, i, G, V, k, limits, E, 0, stride)
+        powers(inner, i, shift, i, columns, k, limits, E, 0, stride)
         if kind == EUCLIDEAN:
-            cost_tile(cost, i, 0, width, Z, 0, stride)
+            cost_tile(inner, i, 0, width, Z, 0, stride)
         for r in range(min(ROWS, stop - i)):
             row = r * stride
             for j in range(0, width, wide):
@@ -295,7 +327,7 @@ def differentiate(
                     q = signed(q / distance, distance)
                 store(E, row + j, q)
             for c in range(d):
-                point, result = spread(X, X[x + (i + r) * d + c]), 0.0
+                point, result = repeat(X, x + (i + r) * d + c), 0.0
                 for j in range(0, width, panel):
                     part, at = zero, y + j * d + c * panel
                     for t in range(0, panel, wide):

@@ -11,6 +11,8 @@ from quadric.transport.numba.costs import STEP, Source, problem, problem_of, sou
 from quadric.transport.numba.rows import (
     LOG2E,
     MOST,
+    Limits,
+    Memory,
     column_maxima,
     grid,
     power,
@@ -67,7 +69,7 @@ def sinkhorn(
     reg, theta_a, theta_b : float
         theta = rho / (rho + reg), 1 where the marginal is met exactly.
     omega : (B,) float64 array
-        Over-relaxation.
+        Over-relaxation; problems where it is 0 are left alone, with NaN for errors.
     tol : float
         A problem stops before it updates g if its error is not above.
     count : int
@@ -82,8 +84,8 @@ def sinkhorn(
     errors[...] = np.nan
     log_a, log_b = np.log2(a), np.log2(b)
     k, parts = LOG2E / reg, np.array(costs.parts())
-    if B < n_threads and len(parts) > 1 and n * m >= ALONE:
-        for p in range(B):
+    if n_threads > B and len(parts) > 1 and n * m >= ALONE:
+        for p in (p for p in range(B) if omega[p] > 0):
             marginals = (a[p], log_a[p], b[p], log_b[p])
             _iterate_together(
                 costs, p, marginals, k, theta_a, theta_b, omega[p], tol, f[p], g[p], errors[p],
@@ -121,21 +123,19 @@ def _iterate_together(
 
         run(work, len(parts), n_threads)
 
-    def rows(i: int, start: int, stop: int, memory: Any) -> None:
-        failed[i] = sweep_part(
-            cost, start, stop, state, k, limits, theta_a, omega, True, sums[i], memory
-        )
+    def rows(i: int, start: int, stop: int, memory: Memory) -> None:
+        failed[i] = sweep_part(cost, start, stop, state, k, limits, theta_a, omega, sums[i], memory)
 
-    def maxima(i: int, start: int, stop: int, memory: Any) -> None:
+    def maxima(i: int, start: int, stop: int, memory: Memory) -> None:
         maxima_part(cost, start, stop, state, tops[i], memory)
 
-    def columns(i: int, start: int, stop: int, memory: Any) -> None:
-        sweep_part(cost, start, stop, state, k, limits, 1.0, 1.0, False, sums[i], memory)
+    def columns(i: int, start: int, stop: int, memory: Memory) -> None:
+        sweep_part(cost, start, stop, state, k, limits, 1.0, 0.0, sums[i], memory)
 
     for it in range(len(errors)):
         begin(state, k)
         over_parts(rows)
-        error = failed.sum()
+        error = float(np.add.accumulate(failed)[-1])  # in the order of `iterate`
         if error < np.inf and not add_columns(state, sums):
             begin(state, k)
             over_parts(maxima)
@@ -152,7 +152,7 @@ def _iterate_together(
 
 @compiled
 def iterate(
-    costs: Any, alpha: Floats, beta: Floats, limits: tuple[float, float],
+    costs: Any, alpha: Floats, beta: Floats, limits: Limits,
     parts: NDArray[np.int64], first: int, last: int, a: Floats, log_a: Floats, b: Floats,
     log_b: Floats, k: float, theta_a: float, theta_b: float, omega: Floats, tol: float, f: Floats,
     g: Floats, errors: Floats,
@@ -160,6 +160,10 @@ def iterate(
     """The iterations of the problems from `first` to `last`, one after the other."""
     memory = scratch(beta.shape[1], costs[0], f[0])
     for p in range(first, last):
+        if omega[p] == 0.0:
+            continue
+        if not omega[p] > 0:
+            continue
         cost = problem_of(costs, p)
         state = prepare(cost[0], f[p], alpha[p], g[p], beta[p], a[p], log_a[p], b[p], log_b[p])
         sums = np.empty((len(parts), beta.shape[1]))
@@ -168,7 +172,7 @@ def iterate(
             error = 0.0
             for i in range(len(parts)):
                 error += sweep_part(
-                    cost, parts[i, 0], parts[i, 1], state, k, limits, theta_a, omega[p], True,
+                    cost, parts[i, 0], parts[i, 1], state, k, limits, theta_a, omega[p],
                     sums[i], memory,
                 )  # fmt: skip
             if error < np.inf and not add_columns(state, sums):
@@ -179,7 +183,7 @@ def iterate(
                 if lower_columns(state, tops, k):
                     for i in range(len(parts)):
                         sweep_part(
-                            cost, parts[i, 0], parts[i, 1], state, k, limits, 1.0, 1.0, False,
+                            cost, parts[i, 0], parts[i, 1], state, k, limits, 1.0, 0.0,
                             sums[i], memory,
                         )  # fmt: skip
                     raise_columns(state, sums, k)
@@ -188,7 +192,8 @@ def iterate(
             errors[p, it] = end(state, k, theta_b, omega[p], tol, error)
             if errors[p, it] <= tol or errors[p, it] == np.inf:
                 break
-        g[p] = state[2][: g.shape[1]]
+        for j in range(g.shape[1]):
+            g[p, j] = state[2][j]
 
 
 @compiled
@@ -204,8 +209,8 @@ def prepare(
     n, width = len(f), len(beta)
     padded = -(-n // STEP) * STEP + STEP
     own, logs = workspace(width, f), workspace(width, f)
-    own[:], logs[:] = 0, 0
-    own[: len(g)], logs[: len(g)] = g, log_b
+    for j in range(width):
+        own[j], logs[j] = (g[j], log_b[j]) if j < len(g) else (0.0, 0.0)
     return (
         f, alpha, own, beta, a, log_a, b, logs,
         workspace(padded, like), workspace(padded, f),
@@ -226,21 +231,17 @@ def begin(state: Any, k: float) -> None:
 
 @compiled
 def sweep_part(
-    cost: Any, start: int, stop: int, state: Any, k: float, limits: tuple[float, float],
-    theta: float, omega: float, update: bool, sums: Floats, memory: Any,
+    cost: Any, start: int, stop: int, state: Any, k: float, limits: Limits,
+    theta: float, omega: float, sums: Floats, memory: Memory,
 ) -> float:  # fmt: skip
     """See `sweep`."""
     f, _, _, _, a, log_a, _, _, hi, weight, G, V, _, _, step = state
     rows = (f, hi, weight, a, log_a)
-    return sweep(
-        cost, start, stop, rows, G, V, k, step[0], limits, theta, omega, update, sums, memory
-    )
+    return sweep(cost, start, stop, rows, G, V, k, step[0], limits, theta, omega, sums, memory)
 
 
 @compiled
-def maxima_part(
-    cost: Any, start: int, stop: int, state: Any, tops: Array, memory: Any
-) -> None:
+def maxima_part(cost: Any, start: int, stop: int, state: Any, tops: Array, memory: Memory) -> None:
     """See `column_maxima`."""
     column_maxima(cost, start, stop, state[8], state[10], tops, memory)
 
@@ -258,10 +259,10 @@ def add_columns(state: Any, sums: Floats) -> bool:
         value = value * widen(V, j)
         store(c, j, value)
         store(log_c, j, logarithm(c, higher(value, tiny)))
+    enough = True
     for j in range(len(state[6])):
-        if not (least < c[j] < np.inf):
-            return False
-    return True
+        enough &= least < c[j] < np.inf
+    return enough
 
 
 @compiled

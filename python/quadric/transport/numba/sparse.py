@@ -5,12 +5,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quadric.linalg.numba.jit import compiled
+from quadric.linalg.numba.jit import compiled, inlined
 from quadric.linalg.numba.parallel import run
 from quadric.transport.numba.costs import PARTS, STEP
-from quadric.transport.numba.rows import LOG2E, MOST, finish, power
+from quadric.transport.numba.rows import HIGHEST, LOG2E, LOWEST, MOST, finish, power
 from quadric.transport.numba.sinkhorn import add_columns, end, prepare
-from quadric.transport.numba.vectors import load, power_of_two, spread, store, workspace
+from quadric.transport.numba.vectors import (
+    Line,
+    load,
+    pointer,
+    power_of_two,
+    spread,
+    store,
+    workspace,
+)
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -71,11 +79,13 @@ def sparse_sinkhorn(
         failed = np.empty(len(parts))
 
         def work(i: int) -> None:
-            failed[i] = sweep_entries(*matrix, *parts[i], state, k, omega, entries, sums[i])
+            start, stop = parts[i]
+            failed[i] = sweep_entries(*matrix, start, stop, state, k, omega, entries, sums[i])
 
         for it in range(count):
             run(work, len(parts), n_threads)
-            if conclude(matrix, state, k, omega, tol, failed.sum(), sums, errors, it):
+            error = float(np.add.accumulate(failed)[-1])  # in the order of `iterate`
+            if conclude(matrix, state, k, omega, tol, error, sums, errors, it):
                 break
     g[...], columns[...] = state[2][:m], state[12][:m]
 
@@ -101,7 +111,7 @@ def iterate(
         for i in range(len(parts)):
             error += sweep_entries(
                 indptr, indices, costs, parts[i, 0], parts[i, 1], state, k, omega, values, sums[i]
-            )
+            )  # fmt: skip
         if conclude(matrix, state, k, omega, tol, error, sums, errors, it):
             break
 
@@ -112,55 +122,54 @@ def sweep_entries(
     k: float, omega: float, values: Floats, sums: Floats,
 ) -> float:  # fmt: skip
     """Update f in rows [start, stop), write their entries, add up columns; see `sweep`."""
-    f, g, a = state[0], state[2], state[4]
-    rows = (f, f, state[9], a, state[5])
     most = 0
     for i in range(start, stop, STEP):
         most = max(most, indptr[min(i + STEP, stop)] - indptr[i])
-    E, row = workspace(most + STEP, sums), workspace(6 * STEP, sums)
-    E[:] = 0
-    sums[:] = 0
-    error = 0.0
-    scale, low, high = spread(E, k), spread(E, -1021.9999 / k), spread(E, 1023.9999 / k)
+    room, numbers = workspace(most + STEP, sums), workspace(6 * STEP, sums)
+    f, g, a, log_a = pointer(state[0]), pointer(state[2]), pointer(state[4]), pointer(state[5])
+    E, row, weight, part = pointer(room), pointer(numbers), pointer(state[9]), pointer(sums)
+    to, cost, out = pointer(indices), pointer(costs), pointer(values)
+    room[:], sums[:], numbers[:] = 0.0, 0.0, 1.0
+    error, write = 0.0, len(values) > 0
+    scale, low, high = spread(E, k), spread(E, LOWEST / k), spread(E, HIGHEST / k)
     for first in range(start, stop, STEP):
         last, base = min(first + STEP, stop), indptr[first]
-        row[:] = 1.0
         for i in range(first, last):
+            shift = f[i]
             for e in range(indptr[i], indptr[i + 1]):
-                E[e - base] = (f[i] + g[indices[e]]) - costs[e]
-        size = indptr[last] - base
-        for e in range(0, size, STEP):
+                E[e - base] = (shift + g[to[e]]) - cost[e]
+        for e in range(0, indptr[last] - base, STEP):
             store(E, e, power_of_two(load(E, e), scale, low, high))
         for i in range(first, last):
-            r = i - first
-            s = row_sum(E, indptr[i] - base, indptr[i + 1] - base)
-            row[2 * STEP + r] = 0.0
-            if not (1e-150 < s < 1e200):
+            r, begin, stop_row = i - first, indptr[i], indptr[i + 1]
+            row[r], row[2 * STEP + r] = row_sum(E, begin - base, stop_row - base), 0.0
+            if not (1e-150 < row[r] < 1e200):
                 top = -np.inf
-                for e in range(indptr[i], indptr[i + 1]):
-                    top = max(top, (f[i] + g[indices[e]]) - costs[e])
+                for e in range(begin, stop_row):
+                    top = max(top, (f[i] + g[to[e]]) - cost[e])
                 if not (-np.inf < top < np.inf):
                     return np.inf
-                for e in range(indptr[i], indptr[i + 1]):
-                    E[e - base] = 2.0 ** (k * ((f[i] + g[indices[e]]) - costs[e] - top))
-                s = row_sum(E, indptr[i] - base, indptr[i + 1] - base)
+                for e in range(begin, stop_row):
+                    E[e - base] = 2.0 ** (k * ((f[i] + g[to[e]]) - cost[e] - top))
+                row[r] = row_sum(E, begin - base, stop_row - base)
                 row[2 * STEP + r] = k * top
-            row[r] = s
-        finish(row, rows, first, last - first, k, 1.0, omega)
+        finish(row, f, weight, log_a, first, last - first, k, 1.0, omega)
         for i in range(first, last):
             u, f[i] = row[STEP + i - first], row[3 * STEP + i - first]
             u = u if u < MOST else np.inf
             error += min(abs(row[5 * STEP + i - first] - a[i]), MOST)
             for e in range(indptr[i], indptr[i + 1]):
                 p = u * E[e - base]
-                sums[indices[e]] += p
-                if len(values) > 0:
-                    values[e] = p
+                part[to[e]] += p
+                if write:
+                    out[e] = p
+    # Memory is freed after the last use of its array, whatever points there.
+    room[0] = numbers[0] = 0.0
     return error
 
 
-@compiled
-def row_sum(E: Floats, start: int, stop: int) -> float:
+@inlined
+def row_sum(E: Line, start: int, stop: int) -> float:
     """The sum of E from `start` to `stop`, in four strands."""
     s0 = s1 = s2 = s3 = 0.0
     full = start + (stop - start) // 4 * 4
@@ -180,7 +189,7 @@ def conclude(
     if error < np.inf and not add_columns(state, sums) and not sum_columns(matrix, state, k):
         error = np.inf
     errors[it] = end(state, k, 1.0, omega, tol, error)
-    return errors[it] <= tol or errors[it] == np.inf
+    return bool(errors[it] <= tol or errors[it] == np.inf)
 
 
 @compiled

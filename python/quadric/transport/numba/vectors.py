@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from quadric.linalg.numba.jit import inlined
 
 Array = NDArray[Any]
+Line = Any
+"""A contiguous array of float32 or float64 numbers, or a `pointer` to one."""
 
 BYTES = 64
 
@@ -56,13 +58,11 @@ def _intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
     return cast(Callable[..., Any], intrinsic(function))
 
 
-def _is_line(array: Any) -> bool:
-    return (
-        isinstance(array, types.Array)
-        and array.layout == "C"
-        and array.ndim == 1
-        and array.dtype in _PACKS
-    )
+def _is_line(line: Any) -> bool:
+    if isinstance(line, types.CPointer):
+        return line.dtype in _PACKS
+    contiguous = isinstance(line, types.Array) and line.layout == "C" and line.ndim == 1
+    return contiguous and line.dtype in _PACKS
 
 
 def _constant(vector: Any, value: Any) -> Any:
@@ -87,9 +87,32 @@ def _spread(builder: Any, value: Any, vector: Any) -> Any:
     )
 
 
-def _address(context: Any, builder: Any, array: Any, value: Any, index: Any, target: Any) -> Any:
-    data = context.make_array(array)(context, builder, value).data
-    return builder.bitcast(builder.gep(data, [index]), target.as_pointer())
+def _start(context: Any, builder: Any, line: Any, value: Any) -> Any:
+    if isinstance(line, types.CPointer):
+        return value
+    return context.make_array(line)(context, builder, value).data
+
+
+def _address(context: Any, builder: Any, line: Any, value: Any, index: Any, target: Any) -> Any:
+    start = _start(context, builder, line, value)
+    return builder.bitcast(builder.gep(start, [index]), target.as_pointer())
+
+
+@_intrinsic
+def pointer(typingctx: Any, line: Any) -> Any:
+    """Where a line begins.
+
+    Arrays that kernels hand to each other are counted, in atomic operations; pointers are not, and
+    do not keep the memory alive. An index is used as it is, never from the end.
+    """
+    if not (isinstance(line, types.Array) and line.layout == "C" and line.ndim == 1):
+        return None
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _start(context, builder, line, args[0])
+
+    kind: Any = types.CPointer(line.dtype)  # type: ignore[no-untyped-call]
+    return kind(line), code
 
 
 @_intrinsic
@@ -173,8 +196,8 @@ def repeat(typingctx: Any, line: Any, index: Any) -> Any:
         return None
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(line)(context, builder, args[0]).data
-        number = builder.load(builder.gep(data, [args[1]]))
+        start = _start(context, builder, line, args[0])
+        number = builder.load(builder.gep(start, [args[1]]))
         return _spread(builder, number, _vector(line.dtype))
 
     return _PACKS[line.dtype](line, types.intp), code
@@ -267,7 +290,9 @@ def total(typingctx: Any, a: Any) -> Any:
         while half:
             low, high = (
                 builder.shuffle_vector(
-                    value, value, ir.Constant(ir.VectorType(_index, half), [*range(at, at + half)])
+                    value,
+                    value,
+                    ir.Constant(ir.VectorType(_index, half), [*range(at, at + half)]),
                 )
                 for at in (0, half)
             )
@@ -363,7 +388,7 @@ _SERIES = np.array([2 / np.log(2) / k for k in range(21, 0, -2)])
 
 
 @inlined
-def logarithm(line: Array, a: Any) -> Any:
+def logarithm(line: Line, a: Any) -> Any:
     """log2 of positive normal float64 numbers; `line` is any line of float64."""
     exponent, x = _octave(a)
     one = spread(line, 1.0)
