@@ -53,6 +53,7 @@ class Sinkhorn {
     };
     masses(a, source_.n(), mass_, log_mass_);
     masses(b, source_.m(), column_mass_, column_log_mass_);
+    if (options.count > 1) source_.keep(threads_, parts_);
     for (int t = 0; t < threads_; ++t) workers_.emplace_back(new Worker(source_.rows_at_once(), source_.width()));
   }
 

@@ -6,18 +6,31 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "buffer.hpp"
 #include "quadric/blas.hpp"
 #include "quadric/transport.hpp"
 #include "require.hpp"
+#include "threads.hpp"
 #include "transport/pass_kernels.hpp"
 
 namespace quadric::transport::detail {
 
 inline constexpr std::int64_t kMaxRows = 64;  // of a tile
 inline constexpr std::int64_t kFlush = 512;   // rows that are added in T before they join the double sums
+
+// The parts into which the rows are cut; column sums are added part by part, whoever computed them.
+inline std::int64_t part_count(std::int64_t n, std::int64_t m) {
+  return std::clamp<std::int64_t>(std::min(n * m >> 14, n / 8), 1, 64);
+}
+struct Range {
+  std::int64_t begin, end;
+};
+inline Range part_range(std::int64_t n, std::int64_t parts, std::int64_t part) {
+  return {n * part / parts, n * (part + 1) / parts};
+}
 
 // A few rows of the pass in cache. One for each thread.
 template <class T>
@@ -77,6 +90,30 @@ class Source {
   double row_offset(std::int64_t i) const { return row_offset_[i]; }
   double column_offset(std::int64_t j) const { return column_offset_[j]; }
 
+  // Computes what is costly to compute, products of long points and distances, once for all passes to come, if that
+  // takes little memory.
+  void keep(int n_threads, std::int64_t parts) {
+    constexpr std::int64_t kMost = std::int64_t{1} << 27;  // bytes
+    if (form_ == Form::stored || (form_ == Form::product && !multiply_)) return;
+    if (n_ * width() * static_cast<std::int64_t>(sizeof(T)) > kMost) return;
+    std::unique_ptr<Buffer<T>> kept(new Buffer<T>(n_ * width()));
+    const Buffer<T> zeros(width());
+    std::fill_n(zeros.data(), width(), T(0));
+    parallel_for(n_threads, parts, [&](std::int64_t part, int) {
+      const auto [begin, end] = part_range(n_, parts, part);
+      for (std::int64_t first = begin; first < end; first += kMaxRows) {
+        T* const to = kept->data() + first * width();
+        const std::int64_t count = std::min(kMaxRows, end - first);
+        this->begin(first, count, to, width());
+        for (std::int64_t r = 0; r < count && !multiply_; ++r)
+          kernels_.exponents(form_, row(first + r, nullptr), T(1), zeros.data(), m_, to + r * width());
+      }
+    });
+    kept_ = std::move(kept);
+    form_ = Form::stored;
+    multiply_ = false;
+  }
+
   // How many rows to work on at once: a tile that stays in the second-level cache.
   std::int64_t rows_at_once() const {
     const std::int64_t fitting = (multiply_ ? 1 << 20 : 1 << 19) / (width() * static_cast<std::int64_t>(sizeof(T)) + 1);
@@ -122,6 +159,8 @@ class Source {
     Row<T> row;
     if (multiply_ || gather_) {
       row.cost = prepared;
+    } else if (kept_) {
+      row.cost = kept_->data() + i * width();
     } else if (cost_.kind == CostKind::stored) {
       row.cost = cost_.M.data + i * cost_.M.row_stride;
     } else {
@@ -142,7 +181,7 @@ class Source {
   bool gather_ = false;    // rows of the stored cost are not contiguous
   T factor_ = 1;
   std::vector<double> row_offset_, column_offset_;
-  std::unique_ptr<Buffer<T>> others_;
+  std::unique_ptr<Buffer<T>> others_, kept_;
 };
 
 // The potential of the columns in the two parts that a pass needs: G = base + log2(weight), where base, less the
@@ -183,17 +222,6 @@ void check(const Cost<T>& cost) {
   QUADRIC_REQUIRE(cost.x.cols == cost.y.cols, "y must have points of as many coordinates as x");
   QUADRIC_REQUIRE((cost.x.cols <= 1 || cost.x.col_stride == 1) && (cost.y.cols <= 1 || cost.y.col_stride == 1),
                   "x and y must have contiguous rows");
-}
-
-// The parts into which the rows are cut; column sums are added part by part, whoever computed them.
-inline std::int64_t part_count(std::int64_t n, std::int64_t m) {
-  return std::clamp<std::int64_t>(std::min(n * m >> 14, n / 8), 1, 64);
-}
-struct Range {
-  std::int64_t begin, end;
-};
-inline Range part_range(std::int64_t n, std::int64_t parts, std::int64_t part) {
-  return {n * part / parts, n * (part + 1) / parts};
 }
 
 }  // namespace quadric::transport::detail

@@ -160,8 +160,6 @@ def iterate(
     """The iterations of the problems from `first` to `last`, one after the other."""
     memory = scratch(beta.shape[1], costs[0], f[0])
     for p in range(first, last):
-        if omega[p] == 0.0:
-            continue
         if not omega[p] > 0:
             continue
         cost = problem_of(costs, p)
