@@ -189,10 +189,12 @@ inline V<T> add_bits(V<T> x, V<T> k, int places) {
 }
 
 #ifdef __AVX512F__
-// 2^(k / 16) for k = 0 ... 15, less k in the bits to which k is added with the exponent.
-alignas(64) constexpr std::int32_t kRootsFloat[16] = {
-    0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
-    0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+// 2^(k / 32) and 2^(k / 16), less k in the bits to which k is added with the exponent.
+alignas(64) constexpr std::int32_t kRootsFloat[32] = {
+    0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
+    0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6,
+    0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
+    0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
 alignas(64) constexpr std::int64_t kRootsDouble[16] = {
     0x3ff0000000000000, 0x3fefb5586cf9890f, 0x3fef72b83c7d517b, 0x3fef387a6e756238,
     0x3fef06fe0a31b715, 0x3feedea64c123422, 0x3feebfdad5362a27, 0x3feeab07dd485429,
@@ -201,23 +203,24 @@ alignas(64) constexpr std::int64_t kRootsDouble[16] = {
 #endif
 
 // 2^(x + shift), shift a whole number; below the smallest normal number it is 0. Error at most 1.2 ulp (double) and
-// 1.5 ulp (float) where the result is finite; anything where it is not. x = -infinity or NaN gives 0.
+// 2 ulp (float) where the result is finite; anything where it is not. x = -infinity or NaN gives 0.
 template <class T>
 inline V<T> power_of_two(V<T> x, T shift = 0) {
   using S = Simd<T>;
 #ifdef __AVX512F__
-  // x + shift = whole + k / 16 + f with |f| <= 1/32: a table for k and a short polynomial.
-  const T round = S::kRound + 16 * shift;
-  const V<T> shifted = x * T(16) + round;  // the last bits of it are 16 whole + k
-  const V<T> f = x - (shifted - round) * T(0.0625);
+  // x + shift = whole + k / kRoots + f with |f| <= 1 / (2 kRoots): a table for k and a short polynomial.
+  constexpr T kRoots = sizeof(T) == 4 ? 32 : 16;
+  const T round = S::kRound + kRoots * shift;
+  const V<T> shifted = x * kRoots + round;  // the last bits of it are kRoots whole + k
+  const V<T> f = x - (shifted - round) * (1 / kRoots);
   V<T> root, q;                    // with masks: GCC 12 warns of the forms without
-  if constexpr (sizeof(T) == 4) {  // (2^f - 1) / f; relative error of 2^f 2.4e-9
-    const auto roots = _mm512_maskz_permutexvar_epi32(0xffff, reinterpret_cast<const __m512i&>(shifted),
-                                                      reinterpret_cast<const __m512i&>(kRootsFloat));
-    root = add_bits<T>(reinterpret_cast<const V<T>&>(roots), shifted, 19);
-    q = splat<T>(T(0.05550508525));
-    q = q * f + T(0.2402335516);
-    q = q * f + T(0.6931471806);
+  if constexpr (sizeof(T) == 4) {  // (2^f - 1) / f; relative error of 2^f 5.3e-8
+    const auto roots = _mm512_maskz_permutex2var_epi32(0xffff, reinterpret_cast<const __m512i&>(kRootsFloat[0]),
+                                                       reinterpret_cast<const __m512i&>(shifted),
+                                                       reinterpret_cast<const __m512i&>(kRootsFloat[16]));
+    root = add_bits<T>(reinterpret_cast<const V<T>&>(roots), shifted, 18);
+    q = splat<T>(T(0.24022651));
+    q = q * f + T(0.69315734);
   } else {  // 1.4e-17
     const auto roots = _mm512_maskz_permutex2var_epi64(0xff, reinterpret_cast<const __m512i&>(kRootsDouble[0]),
                                                        reinterpret_cast<const __m512i&>(shifted),
@@ -231,7 +234,7 @@ inline V<T> power_of_two(V<T> x, T shift = 0) {
     q = q * f + 6.9314718055994575333e-1;
   }
   const V<T> y = root + root * (f * q);
-  return shifted >= S::kRound + 16 * S::kMinExponent ? y : V<T>{};
+  return shifted >= S::kRound + kRoots * S::kMinExponent ? y : V<T>{};
 #else
   const T round = S::kRound + shift;
   const V<T> shifted = x + round;  // the last bits of it are the nearest integer, plus shift
