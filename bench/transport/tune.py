@@ -30,8 +30,8 @@ CAP = 60.0
 _PILOT = 20  # iterations, to learn how many fit into the time
 _MANY = 1_000_000
 _PATIENCE = 3  # other programs may run: time on the clock may be longer than processor time
-RAMPS = (30, 100, 300, 600, 1000)
-OMEGAS = (1.8, 1.85, 1.9, 1.94, 1.96, 1.97, 1.98, 1.985)
+RAMPS = (300, 30, 100, 600, 1000)  # those that come first converge on most problems
+OMEGAS = (1.96, 1.9, 1.97, 1.94, 1.98, 1.85, 1.985, 1.8)
 
 Options = dict[str, Any]
 
@@ -89,9 +89,9 @@ class Worker:
 
     def run(self, peer: str, trial: Trial, seconds: float) -> Trial:
         """Solve within `seconds`, or stop."""
-        self._pipe.send((peer, trial))
-        if self._pipe.poll(_PATIENCE * seconds + 10):
-            with contextlib.suppress(EOFError, OSError):  # it may have crashed
+        with contextlib.suppress(EOFError, OSError):  # it may have crashed
+            self._pipe.send((peer, trial))
+            if self._pipe.poll(_PATIENCE * seconds + 10):
                 result: Trial = self._pipe.recv()
                 return result
         self._process.kill()

@@ -600,3 +600,24 @@ def test_batches_are_honest(backend):
     assert r.converged.tolist() == [True, False]
     assert warning is not None
     assert (r.marginal_error <= 1e-9).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("log_reg", [-4, -3.7])
+@pytest.mark.parametrize("whole", [False, True])
+def test_uneven_masses(backend, whole, log_reg):
+    """Small plans that nearly fall apart: steps on a few entries must not lead astray."""
+    for seed in range(12 if backend == "native" else 3):
+        rng = np.random.default_rng(seed)
+        cost = rng.integers(0, 5, (20, 12)) / 4 if whole else rng.random((20, 12))
+        a, b = rng.dirichlet(np.ones(20)), rng.dirichlet(np.ones(12))
+        r = solve(a, b, cost, 10.0**log_reg, backend=backend)
+        assert r.converged, seed
+
+
+def test_batch_of_unequal_masses(backend):
+    """The tolerance is a share of each problem's own mass."""
+    rng = np.random.default_rng(0)
+    mass = np.full((2, 10), 0.1) * np.array([[1.0], [1e6]])
+    r = solve(mass, mass, rng.random((2, 10, 10)), 0.05, backend=backend)
+    assert r.converged.all()
+    assert (r.marginal_error <= 1e-9 * np.array([1, 1e6])).all()

@@ -19,9 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from quadric import backends
-from quadric.transport.relaxation import Sinkhorn, State
+from quadric.transport.relaxation import Sinkhorn, State, copy, put
 
 _SLACK = 20.0  # bits by which an entry may grow before the list is made anew; more after that
+_WIDEST = 200.0  # of it
+_CARE = 3  # times that steps may be made smaller, by 4
+_WORSE = 3.0  # times the least error before: steps on the list have led astray
 _DROP = 0.05  # mass left out of the Hessian, relative to the error
 _CG = 0.1  # residual of CG, or the error where that is smaller
 _CG_STEPS = 3000
@@ -67,24 +70,38 @@ class _List:
         point.error = float(error[0])
         return point
 
-    def balance(self, point: _Point) -> _Point:
-        """Return the point after a Sinkhorn step."""
-        return self.evaluate(point.f, point.g + self.reg * np.log(self.b / point.columns))
+    def balance(self, point: _Point, most: float) -> _Point:
+        """Return the point after a Sinkhorn step that moves no g by more than `most`."""
+        with np.errstate(divide="ignore"):  # a column of nothing goes as far as it may
+            step = self.reg * (np.log(self.b) - np.log(point.columns))
+        return self.evaluate(point.f, point.g + np.clip(step, -most, most))
 
     def objective(self, point: _Point) -> float:
         return float(self.a @ point.f + self.b @ point.g)
 
-    def direction(self, point: _Point, shift: float) -> tuple[np.ndarray, float, int, int]:
-        """Return the step in g, the gain it promises, the entries kept and iterations of CG."""
+    def direction(
+        self, point: _Point, shift: float, most: float
+    ) -> tuple[np.ndarray, float, int, int]:
+        """Return the step in g, the gain it promises, the entries kept and iterations of CG.
+
+        Where pieces of the plan exchange hardly any mass, there is hardly any curvature and steps
+        are enormous: no g moves by more than `most`.
+        """
         step = np.empty_like(self.b)
+        gradient = self.b - point.columns
         kernel = backends.resolve("transport.newton_direction", self.backend)
         cg, kept, _, _, gain = kernel(
-            self.starts, self.indices, point.values, self.a, point.columns,
-            self.b - point.columns, shift * point.error, _DROP * point.error,
-            min(_CG, point.error), _CG_STEPS, step, self.n_threads,
+            self.starts, self.indices, point.values, self.a, point.columns, gradient,
+            shift * point.error, _DROP * point.error, min(_CG, point.error), _CG_STEPS, step,
+            self.n_threads,
         )  # fmt: skip
         step -= step @ self.b / self.b.sum()  # the null direction
-        return self.reg * step, self.reg * gain, kept, cg
+        most /= self.reg
+        if np.abs(step).max() > most:
+            step = np.clip(step, -most, most)
+            gain = float(gradient @ step) / 2
+        step *= self.reg
+        return step, self.reg * gain, kept, cg
 
 
 class Newton:
@@ -127,19 +144,33 @@ class Newton:
             "dense" if more entries count than `limit`; "stalled" also if no iterations are left.
         """
         least, slack = math.inf, _SLACK
+        state.error[0] = math.inf  # it was that of another reg
+        best = before = copy(state)
+        care = 0
         for _ in range(_LISTS):
             if self._recorder.left < 1:
                 break
             self._sinkhorn.iterate(state, reg, tol, 1)
             if state.error[0] <= tol:
                 return "done"
+            if not state.error[0] < math.inf:
+                break
+            if state.error[0] < best.error[0]:
+                best = copy(state)
+            if state.error[0] > _WORSE * before.error[0]:
+                # What was not on the list has come to count: back, and smaller steps from here on.
+                put(state, 0, before)
+                care += 1
+            else:
+                before = copy(state)
             entries = self._list(state, reg, tol, slack, limit)
             if entries is None:
                 return "dense"
-            point, moved = self._steps(entries, state, tol * _INSIDE, slack)
+            reach = slack * math.log(2) * reg / 4**care
+            point, moved = self._steps(entries, state, tol * _INSIDE, reach)
             state.f[0], state.g[0], state.error[0] = point.f, point.g, point.error
             if moved:
-                slack *= 1.5
+                slack = min(1.5 * slack, _WIDEST)
                 continue
             if not last:
                 return "done"
@@ -147,8 +178,12 @@ class Newton:
             if state.error[0] <= tol:
                 return "done"
             if not state.error[0] < 0.5 * least:
+                care += 1
+            if care > _CARE:
                 break
-            least = float(state.error[0])
+            least = min(least, float(state.error[0]))
+        if not state.error[0] <= best.error[0]:
+            put(state, 0, best)
         return "stalled"
 
     def _list(self, state: State, reg: float, tol: float, slack: float, limit: int) -> _List | None:
@@ -166,31 +201,33 @@ class Newton:
         starts, indices, costs = found
         return _List(starts, indices, costs, a, b, reg, s.backend, s.n_threads)
 
-    def _steps(self, entries: _List, state: State, tol: float, slack: float) -> tuple[_Point, bool]:
-        """Iterate on the list; return where that ends, and whether the list is too old by then."""
+    def _steps(self, entries: _List, state: State, tol: float, most: float) -> tuple[_Point, bool]:
+        """Iterate on the list, no g moving by more than `most` in a step.
+
+        Return where that ends, and whether the list is too old by then.
+        """
         here = entries.evaluate(state.f[0], state.g[0])
         f, g = here.f, here.g
         for _ in range(_STEPS):
             if here.error > tol:
-                here = entries.balance(here)
+                here = entries.balance(here, most)
             if here.error <= tol or self._recorder.left < 1:
                 break
             before = self._recorder.iterations
-            there = self._step(entries, here)
+            there = self._step(entries, here, most)
             state.iterations += self._recorder.iterations - before
             if there is None:
                 break
             here = there
-            moved = np.abs(here.f - f).max() + np.abs(here.g - g).max()
-            if moved > 2 * slack * math.log(2) * entries.reg:
+            if np.abs(here.f - f).max() + np.abs(here.g - g).max() > 2 * most:
                 return here, True
         return here, False
 
-    def _step(self, entries: _List, here: _Point) -> _Point | None:
+    def _step(self, entries: _List, here: _Point, most: float) -> _Point | None:
         """Return the next point, or None if no step leads upwards."""
         objective = entries.objective(here)
         while self._shift < 1e6 and self._recorder.left > 0:
-            step, promised, kept, cg = entries.direction(here, self._shift)
+            step, promised, kept, cg = entries.direction(here, self._shift, most)
             there = entries.evaluate(here.f, here.g + step)
             gain = entries.objective(there) - objective
             ratio = gain / promised if promised > 0 else -1.0
@@ -208,4 +245,5 @@ class Newton:
             if taken:
                 return there
             self._shift *= 4
+        self._shift = min(self._shift, 1.0)
         return None

@@ -18,7 +18,8 @@ _FACTOR = 4.0  # between two values of reg on the way down
 _COARSE = 3e-2  # share of the mass that the error may have on the way
 _STEPS = 10  # iterations on the way, where there are not few enough entries for Newton
 _MANY = 10_000  # iterations by default
-_TRIAL = 60  # Sinkhorn iterations before "auto" asks whether Newton would be faster
+_TRIAL = 60  # Sinkhorn iterations after which "auto" asks whether Newton would be faster
+_AFFORDABLE = 300  # Sinkhorn iterations that are no slower than Newton on a list of all entries
 _SPARSE = 0.3  # share of the entries that may count for Newton to work on a list of them
 _MEMORY = 2**23  # entries of such a list, of 50 bytes each, where there is no larger matrix
 _CLOSE = 0.5  # share of the mass: a warm start with a larger error starts from the beginning
@@ -188,13 +189,39 @@ def _newton(
                 sinkhorn.iterate(state, level, coarse, _STEPS)
             newton.extrapolate(state, level, after)
     if newton.solve(state, reg, tol, few, last=True) == "dense":
-        if method == "auto":
-            sinkhorn.converge(state, reg, tol, omega, _TRIAL)
-        if not state.error[0] <= tol and few < entries <= room:
-            newton.solve(state, reg, tol, entries, last=True)
+        _dense(sinkhorn, newton, state, reg, method, tol, omega, entries <= room)
+    if not np.isfinite(state.f).all() or not np.isfinite(state.g).all():
+        state = sinkhorn.start()
     if not state.error[0] <= tol:
         sinkhorn.converge(state, reg, tol, omega)
     return state
+
+
+def _dense(
+    sinkhorn: Sinkhorn,
+    newton: Newton,
+    state: State,
+    reg: float,
+    method: str,
+    tol: float,
+    omega: float | None,
+    affordable: bool,
+) -> None:
+    """Go on where too many entries count for a short list.
+
+    Sinkhorn goes first, and on as long as its rate promises an early end. Newton on a list of all
+    entries takes over otherwise, if that is `affordable`.
+    """
+    if method == "auto" or not affordable:
+        ahead = float(_TRIAL)
+        while ahead <= _AFFORDABLE and not state.error[0] <= tol and sinkhorn.recorder.left > 0:
+            before = float(state.error[0])
+            sinkhorn.converge(state, reg, tol, omega, _TRIAL)
+            gained = math.log(before / max(float(state.error[0]), 1e-300))
+            to_go = math.log(max(float(state.error[0]), 1e-300) / tol) if tol > 0 else math.inf
+            ahead = _TRIAL * to_go / gained if gained > 0 else math.inf
+    if affordable and not state.error[0] <= tol:
+        newton.solve(state, reg, tol, math.prod(sinkhorn.cost.shape), last=True)
 
 
 def _rest(

@@ -260,7 +260,10 @@ def _solve(
 ) -> list[TransportResult]:
     """Solve for one column of `b` or for each; called by the functions that users call."""
     M, a, b = _floats(M, "M"), _masses(a, "a"), _masses(b, "b")
-    method = checks.choice(kwargs.pop("method"), "method", dict.fromkeys((*_METHODS, *METHODS)))
+    method = kwargs.pop("method")
+    if isinstance(method, str):
+        method = method.lower()  # as POT does
+    checks.choice(method, "method", dict.fromkeys((*_METHODS, *METHODS)))
     options: dict[str, Any] = {
         "method": method if method in ("newton", "published") else "auto",
         "tol": stopThr,

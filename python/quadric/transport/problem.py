@@ -59,9 +59,10 @@ class Problem:
         return min(self.rho) == math.inf
 
     @property
-    def mass(self) -> float:
-        """What is moved in a problem, on average over those of a batch."""
-        return float(self.a.sum() + self.b.sum()) / (2 * len(self.a))
+    def mass(self) -> np.ndarray:
+        """What is moved in each problem, shape (B,)."""
+        mass: np.ndarray = (self.a.sum(axis=1) + self.b.sum(axis=1)) / 2
+        return mass
 
     def kernel(self, name: str) -> Callable[..., Any]:
         """Return the kernel of this family on the caller's backend."""

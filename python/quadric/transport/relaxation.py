@@ -23,7 +23,7 @@ _SETTLED = 0.3  # relative difference of two successive rates
 _WORTHWHILE = 25  # iterations that are still to come, or relaxation does not pay
 _WINDOW = 2.0  # times 1 / (2 - omega), the iterations in which the error falls by e: a verdict
 _WORSE = 10.0  # times the least error so far: the factor was too large
-_FLOOR = 60  # plain runs without a smaller error: rounding is what is left
+_FLOOR = 60  # plain runs without a smaller error at the level of rounding: that is what is left
 
 
 class Factor:
@@ -71,7 +71,7 @@ class Factor:
         return self.omega <= 1 and self._idle >= _FLOOR
 
     def _set(self, omega: float) -> None:
-        self.omega = min(omega, _LARGEST)
+        self.omega = min(omega, _LARGEST) if omega > 1.01 else 1.0
         self._seen, self._idle = np.empty(0), 0
 
     def _adapt(self) -> None:
@@ -164,7 +164,9 @@ class Sinkhorn:
         """Make up to `count` plain iterations in place, and note them."""
         errors = self._run(state, reg, np.ones(len(state.f)), tol, count)
         made = ~np.isnan(errors)
-        state.error = np.array([e[e_made][-1] for e, e_made in zip(errors, made, strict=True)])
+        state.error = np.array(
+            [e[m][-1] if m.any() else math.inf for e, m in zip(errors, made, strict=True)]
+        )
         self._note(state, reg, int(made.sum(axis=1).max()))
 
     def exact(self, state: State, reg: float) -> None:
@@ -187,29 +189,39 @@ class Sinkhorn:
         masses = np.maximum(self.a.sum(axis=1), self.b.sum(axis=1))
         factors = [Factor(float(mass), tol, omega) for mass in masses]
         active = np.ones(len(factors), bool)
-        best = _copy(state)
+        best = copy(state)
         while active.any() and self.recorder.left > stop:
             factor = np.array([f.omega for f in factors])
             count = _RUN if (factor[active] == 1).all() else 2 * _RUN
-            before = _copy(state)
+            before = copy(state)
             count = min(count, self.recorder.left - stop)
             errors = self._run(state, reg, np.where(active, factor, 0.0), tol, count)
             for k in np.flatnonzero(active).tolist():
                 made = errors[k, ~np.isnan(errors[k])]
                 if factors[k].failed(made):
-                    _put(state, k, before)
+                    put(state, k, before)
                     active[k] = factor[k] != 1.0  # plain iterations fail only if nothing helps
                     continue
                 state.error[k] = made[-1]
-                active[k] = not made[-1] <= tol and not factors[k].stalled
+                stalled = factors[k].stalled and made[-1] < self._rounding(state, k, reg)
+                active[k] = not made[-1] <= tol and not stalled
                 if state.error[k] < best.error[k]:
-                    _put(best, k, state)
+                    put(best, k, state)
             self._note(state, reg, int((~np.isnan(errors)).sum(axis=1).max()))
             self._translate(state, reg)
         if not (state.error <= tol).all() and self.recorder.left >= 0:
             for k in np.flatnonzero(~(state.error <= best.error)).tolist():
-                _put(state, k, best)
-            self.exact(state, reg)
+                put(state, k, best)
+            # Potentials that were moved too far for the sake of the next step come back.
+            if self.recorder.left > 0:
+                self.iterate(state, reg, tol, min(_RUN, self.recorder.left))
+            if not (state.error <= tol).all():
+                self.exact(state, reg)
+
+    def _rounding(self, state: State, k: int, reg: float) -> float:
+        """Return an error that the rounding of exponents may leave."""
+        exponent = (np.abs(state.f[k]).max() + np.abs(state.g[k]).max()) / reg + 1
+        return 16 * float(np.finfo(self.cost.dtype).eps * exponent * self.a[k].sum())
 
     def _translate(self, state: State, reg: float) -> None:
         """Give f + c, g - c the best c, which unbalanced iterations find slowly where rho is large.
@@ -249,10 +261,11 @@ class Sinkhorn:
         self.recorder.add("sinkhorn", reg, made, worst, self.objective(state), entries)
 
 
-def _copy(state: State) -> State:
+def copy(state: State) -> State:
+    """Return a copy; the iterations go on being counted together."""
     return State(state.f.copy(), state.g.copy(), state.error.copy(), state.iterations)
 
 
-def _put(to: State, k: int, state: State) -> None:
+def put(to: State, k: int, state: State) -> None:
     """Copy the k-th problem's potentials and error."""
     to.f[k], to.g[k], to.error[k] = state.f[k], state.g[k], state.error[k]

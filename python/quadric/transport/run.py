@@ -30,7 +30,7 @@ _TOL = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-9}
 @dataclass(frozen=True, slots=True)
 class _Options:
     method: str
-    tol: float
+    tol: np.ndarray  # of each problem
     max_iter: int | None
     omega: float | None
     progress: Callable[[int, float, float], None] | None
@@ -64,8 +64,9 @@ def run(
     """
     checks.choice(method, "method", METHODS)
     if tol is None:
-        tol = _TOL[problem.cost.dtype] * problem.mass
-    tol = checks.real(tol, "tol", low=0.0)
+        tols = _TOL[problem.cost.dtype] * problem.mass
+    else:
+        tols = np.full(len(problem.a), checks.real(tol, "tol", low=0.0))
     if max_iter is not None:
         max_iter = checks.integer(max_iter, "max_iter", low=1)
     factor = None if omega == "auto" else checks.between(omega, "omega", 0, 2)
@@ -75,13 +76,15 @@ def run(
         )
     start = None if warm_start is None else _start(problem, warm_start)
     with bar(progress) as show:
-        found = _solve(problem, start, _Options(method, tol, max_iter, factor, show))
+        found = _solve(problem, start, _Options(method, tols, max_iter, factor, show))
         if show is not None:
-            show(int(found.iterations.max()), float(found.measures.marginal_error.max()), tol)
+            show(
+                int(found.iterations.max()), float(found.measures.marginal_error.max()), tols.min()
+            )
     measures = found.measures
-    converged = measures.marginal_error <= tol
+    converged = measures.marginal_error <= tols
     if warn and not converged.all():
-        text = _message(problem, measures.marginal_error, found.iterations, tol)
+        text = _message(problem, measures.marginal_error, found.iterations, tols)
         warnings.warn(text, ConvergenceWarning, stacklevel)
     return TransportResult(
         problem.array(found.f),
@@ -107,11 +110,11 @@ def _solve(problem: Problem, start: Pair | None, options: _Options) -> _Found:
     f, g = np.full(problem.a.shape, -math.inf), np.full(problem.b.shape, -math.inf)
     measures, iterations = Measures(*np.zeros((4, len(f)))), np.zeros(len(f), np.int64)
     parts = []
-    for which, rows, columns in _parts(problem):
+    for which, rows, columns in _parts(problem, options.tol):
         part = _until(
             _strip(problem, which, rows, columns),
             start and (start[0][which][:, rows], start[1][which][:, columns]),
-            options,
+            replace(options, tol=options.tol[which]),
         )
         f[np.ix_(which, rows)], g[np.ix_(which, columns)] = part.f, part.g
         measures.put(which, part.measures)
@@ -122,10 +125,16 @@ def _solve(problem: Problem, start: Pair | None, options: _Options) -> _Found:
     return _Found(f, g, measures, iterations, history, method)
 
 
-def _parts(problem: Problem) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield problems whose masses are in the same places, and masks (n,) and (m,) of these."""
+def _parts(
+    problem: Problem, tol: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield problems that can be solved together, and masks (n,) and (m,) of where they have mass.
+
+    That is the same for all of them, and so is about the tolerance.
+    """
     rows, columns = problem.a > 0, problem.b > 0
-    if (rows == rows[0]).all() and (columns == columns[0]).all():
+    alike = (rows == rows[0]).all() and (columns == columns[0]).all()
+    if alike and tol.max() <= 2 * tol.min():
         yield np.arange(len(rows)), rows[0], columns[0]
     else:
         for k in range(len(rows)):
@@ -155,7 +164,8 @@ def _until(problem: Problem, start: Pair | None, options: _Options) -> _Found:
     theta_a, theta_b = (1.0 if r == math.inf else r / (r + problem.reg) for r in problem.rho)
     iterations = np.zeros(len(problem.a), np.int64)
     left, histories = options.max_iter, []
-    for tol in (options.tol, options.tol / 2, options.tol / 8):
+    least = float(options.tol.min())
+    for tol in (least, least / 2, least / 8):
         outcome = optimize(
             problem.cost,
             problem.a,
@@ -231,17 +241,17 @@ def _potential(p: Array, name: str, there: np.ndarray, batched: bool) -> np.ndar
     return result
 
 
-def _message(problem: Problem, error: np.ndarray, iterations: np.ndarray, tol: float) -> str:
-    k = int(np.argmax(np.where(np.isnan(error), np.inf, error)))
+def _message(problem: Problem, error: np.ndarray, iterations: np.ndarray, tol: np.ndarray) -> str:
+    k = int(np.argmax(np.where(np.isnan(error), np.inf, error - tol)))
     who = "transport"
     if problem.batched:
         who = f"transport in {np.count_nonzero(~(error <= tol))} of {len(error)} problems"
     advice = "raise max_iter, tol or reg"
-    if problem.cost.dtype == np.float32 and tol < _TOL[problem.cost.dtype] * problem.mass:
+    if problem.cost.dtype == np.float32 and tol[k] < _TOL[problem.cost.dtype] * problem.mass[k]:
         advice += ", or give float64, which reaches smaller errors"
     if problem.cost.M is not None and problem.balanced and np.isposinf(problem.cost.M).any():
         advice += "; the pairs that are not forbidden may not be able to carry all mass"
     return (
         f"{who} has not converged: after {iterations[k]} iterations the marginal error is"
-        f" {error[k]:.3g}, above tol={tol:.3g}; {advice}"
+        f" {error[k]:.3g}, above tol={tol[k]:.3g}; {advice}"
     )

@@ -284,7 +284,11 @@ def sparsity_constrained(
     )
     check_entries(problem)
     checks.choice(method, "method", METHODS)
-    limit = TOL[given.dtype] * problem.mass if tol is None else checks.real(tol, "tol", low=0.0)
+    limit = (
+        TOL[given.dtype] * float(problem.mass[0])
+        if tol is None
+        else checks.real(tol, "tol", low=0.0)
+    )
     checks.integer(max_iter, "max_iter", low=1)
     checks.choice(repair, "repair", (True, False))
     capped = Capped(
