@@ -67,9 +67,11 @@ class Contest:
         slow: dict[str, Candidate] = {}
         for peer, found in self.known.items():
             if found["error"] <= TOL:
-                group = slow if found["seconds"] > SLOW else fast
-                group |= {f"{peer} {t}": self._theirs(peer, t) for t in set(THREADS)}
-        self.timings |= common.alternate(fast)
+                slowly = found["seconds"] > SLOW
+                used = {common.THREADS} if slowly else set(THREADS)
+                group = slow if slowly else fast
+                group |= {f"{peer} {t}": self._theirs(peer, t) for t in used}
+        self.timings |= common.alternate(fast, seconds=1.5)
         for name, candidate in slow.items():
             watch = Stopwatch()
             candidate(watch)
@@ -176,7 +178,8 @@ def main(quick: bool, report: common.Report) -> None:
         f"float64, both marginal errors in L1, added, at most {TOL:g}, evaluated on each plan; "
         "from the costs to the dense plan. Subnormal numbers are zero for all. Opponents: the "
         f"options that tune.py found, at the better of 1 and {common.THREADS} threads. Best of the "
-        f"rounds, alternating in one process; who takes more than {SLOW:g} s has one round. In "
+        f"rounds, alternating in one process; who takes more than {SLOW:g} s has one round, on all "
+        "threads. In "
         f"brackets: the error of who does not get there within {tune.CAP:g} s of processor time or "
         "diverges. The objectives of all others agree to "
         f"{disagreement(contests):.0e}, relatively."

@@ -17,7 +17,7 @@ from bench import common
 from bench.sweep.peak_memory import resident
 
 REG = 1e-2  # of the largest squared distance, about
-ITERATIONS = 30
+ITERATIONS = 5
 
 
 def measure(backend: str, n: int) -> int:

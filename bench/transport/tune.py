@@ -52,7 +52,7 @@ grid("POT stabilized", tau=[1e3], print_period=[200])
 grid("POT scaling", epsilon0=[0.1, 10.0], tau=[1e50])
 grid("RegOT SSNS", mu0=[1.0, 100.0], warm=[0])
 grid("RegOT SSNS", mu0=[1.0], warm=[100])
-grid("RegOT SPLR", density=[0.1, 0.03, 0.05, 0.01, 0.2], warm=[0])
+grid("RegOT SPLR", density=[0.1, 0.02, 0.03, 0.05, 0.01, 0.2], warm=[0])
 grid("RegOT SPLR", density=[0.1], warm=[100])
 grid("published SNS", sparsity=[15, 2, 40], sweeps=[20])
 grid("published SNS", sparsity=[15], sweeps=[700])
@@ -148,12 +148,12 @@ def loosen(worker: Worker, peer: str, trial: Trial) -> Trial:
 def search(worker: Worker, peer: str) -> Trial:
     """The fastest options of the grid, or those that come closest.
 
-    The first ones are those that are best on most problems; once they have failed, the others get a
-    third of the time.
+    The first ones are those that are best on most problems; once they have failed, the others get
+    half of the time.
     """
     best = Trial({})
     for options in tqdm(GRIDS[peer], peer, leave=False):
-        cap = CAP / 3 if best.options else CAP
+        cap = CAP / 2 if best.options else CAP
         if best.converged:
             cap = min(CAP, 1.5 * best.seconds)
         best = _better(best, attempt(worker, peer, options, cap))
