@@ -238,9 +238,8 @@ def _rest(
         left = max_iter - int(state.iterations[k])
         if left < 1:
             continue
-        single = sinkhorn.item(k)
         recorder = Recorder(tol, left, None)
-        single = replace(single, recorder=recorder)
+        single = replace(sinkhorn.item(k), recorder=recorder)
         found = _newton(single, reg, method, tol, omega, (state.f[k][None], state.g[k][None]))
         state.f[k], state.g[k], state.error[k] = found.f[0], found.g[0], found.error[0]
         state.iterations[k] += found.iterations[0]

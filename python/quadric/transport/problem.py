@@ -15,6 +15,9 @@ from quadric.transport.cost import Cost
 Unbalanced: TypeAlias = float | tuple[float, float] | None
 """How strongly deviations from the masses of rows and columns are punished; None is infinitely."""
 
+TOL = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-9}
+"""The default tolerance of every solver, as a share of the mass."""
+
 # Masses that are equal but for the rounding of a sum, relative to it.
 _ROUNDING = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-10}
 

@@ -12,7 +12,8 @@ from quadric.arrays import Array
 from quadric.errors import ConvergenceWarning
 from quadric.transport.capped import Capped, run
 from quadric.transport.laplacian import pull_back
-from quadric.transport.sparsity_constrained import METHODS, TOL, explain, start_from
+from quadric.transport.problem import TOL
+from quadric.transport.sparsity_constrained import METHODS, explain, start_from
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,7 +12,7 @@ import numpy as np
 from quadric import arrays, checks
 from quadric.arrays import Array
 from quadric.errors import ConvergenceWarning
-from quadric.transport.problem import Measures, Problem, measure
+from quadric.transport.problem import TOL, Measures, Problem, measure
 from quadric.transport.progress import bar
 from quadric.transport.results import TransportResult
 
@@ -22,9 +22,6 @@ WarmStart: TypeAlias = TransportResult | tuple[Array, Array] | None
 Pair: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 METHODS = ("auto", "sinkhorn", "newton", "published")
-
-# The default tolerance, as a share of the mass.
-_TOL = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-9}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ def run(
     """
     checks.choice(method, "method", METHODS)
     if tol is None:
-        tols = _TOL[problem.cost.dtype] * problem.mass
+        tols = TOL[problem.cost.dtype] * problem.mass
     else:
         tols = np.full(len(problem.a), checks.real(tol, "tol", low=0.0))
     if max_iter is not None:
@@ -247,7 +244,7 @@ def _message(problem: Problem, error: np.ndarray, iterations: np.ndarray, tol: n
     if problem.batched:
         who = f"transport in {np.count_nonzero(~(error <= tol))} of {len(error)} problems"
     advice = "raise max_iter, tol or reg"
-    if problem.cost.dtype == np.float32 and tol[k] < _TOL[problem.cost.dtype] * problem.mass[k]:
+    if problem.cost.dtype == np.float32 and tol[k] < TOL[problem.cost.dtype] * problem.mass[k]:
         advice += ", or give float64, which reaches smaller errors"
     if problem.cost.M is not None and problem.balanced and np.isposinf(problem.cost.M).any():
         advice += "; the pairs that are not forbidden may not be able to carry all mass"

@@ -15,12 +15,11 @@ from quadric.transport import problem as problems
 from quadric.transport.capped import Capped, run
 from quadric.transport.cost import Cost
 from quadric.transport.laplacian import pull_back
+from quadric.transport.problem import TOL
 from quadric.transport.progress import bar
 from quadric.transport.solve import check_entries
 
 METHODS = ("semidual", "dual")
-TOL = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-9}
-"""The default tolerance, as a share of the mass."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
