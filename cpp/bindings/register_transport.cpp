@@ -21,11 +21,16 @@ MatrixView<const T> slice(const Array<T>& a, std::int64_t p, const char* name) {
 }
 
 template <class T>
-transport::Cost<T> cost_of(const Maybe<T>& M, const Maybe<T>& x, const Maybe<T>& y, int kind) {
+void check_cost(const Maybe<T>& M, const Maybe<T>& x, const Maybe<T>& y, int kind) {
   if (kind < 0 || kind > 4) throw invalid_argument("kind must be 0 to 4");
+  if (kind == 0 ? !M : !x || !y) throw invalid_argument("M must be given for kind 0, x and y for the others");
+}
+
+template <class T>
+transport::Cost<T> cost_of(const Maybe<T>& M, const Maybe<T>& x, const Maybe<T>& y, int kind) {
+  check_cost(M, x, y, kind);
   transport::Cost<T> cost;
   cost.kind = static_cast<transport::CostKind>(kind);
-  if (kind == 0 ? !M : !x || !y) throw invalid_argument("M must be given for kind 0, x and y for the others");
   if (kind == 0) {
     cost.M = view(*M, "M");
   } else {
@@ -40,8 +45,7 @@ void sinkhorn(const Maybe<T>& M, const Maybe<T>& x, const Maybe<T>& y, int kind,
               const Array<double>& b, double reg, double theta_a, double theta_b, const Array<double>& omega,
               double tol, std::int64_t count, Array<double>& f, Array<double>& g, Array<double>& errors,
               int n_threads) {
-  if (kind < 0 || kind > 4) throw invalid_argument("kind must be 0 to 4");
-  if (kind == 0 ? !M : !x || !y) throw invalid_argument("M must be given for kind 0, x and y for the others");
+  check_cost(M, x, y, kind);
   if (kind != 0 && x->ndim() == 3 && y->ndim() == 3 && x->shape(0) != y->shape(0))
     throw invalid_argument("y must hold as many problems as x");
   const Array<T>& first = kind == 0 ? *M : *x;
