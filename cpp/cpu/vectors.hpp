@@ -189,17 +189,17 @@ inline V<T> add_bits(V<T> x, V<T> k, int places) {
 }
 
 #ifdef __AVX512F__
-// 2^(k / 32) and 2^(k / 16), less k in the bits to which k is added with the exponent.
+// The bits of 2^(k / 32) and 2^(k / 16).
 alignas(64) constexpr std::int32_t kRootsFloat[32] = {
-    0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
-    0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6,
-    0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
-    0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
+    0x3f800000, 0x3f82cd87, 0x3f85aac3, 0x3f88980f, 0x3f8b95c2, 0x3f8ea43a, 0x3f91c3d3, 0x3f94f4f0,
+    0x3f9837f0, 0x3f9b8d3a, 0x3f9ef532, 0x3fa27043, 0x3fa5fed7, 0x3fa9a15b, 0x3fad583f, 0x3fb123f6,
+    0x3fb504f3, 0x3fb8fbaf, 0x3fbd08a4, 0x3fc12c4d, 0x3fc5672a, 0x3fc9b9be, 0x3fce248c, 0x3fd2a81e,
+    0x3fd744fd, 0x3fdbfbb8, 0x3fe0ccdf, 0x3fe5b907, 0x3feac0c7, 0x3fefe4ba, 0x3ff5257d, 0x3ffa83b3};
 alignas(64) constexpr std::int64_t kRootsDouble[16] = {
-    0x3ff0000000000000, 0x3fefb5586cf9890f, 0x3fef72b83c7d517b, 0x3fef387a6e756238,
-    0x3fef06fe0a31b715, 0x3feedea64c123422, 0x3feebfdad5362a27, 0x3feeab07dd485429,
-    0x3feea09e667f3bcd, 0x3feea11473eb0187, 0x3feeace5422aa0db, 0x3feec49182a3f090,
-    0x3feee89f995ad3ad, 0x3fef199bdd85529c, 0x3fef5818dcfba487, 0x3fefa4afa2a490da};
+    0x3ff0000000000000, 0x3ff0b5586cf9890f, 0x3ff172b83c7d517b, 0x3ff2387a6e756238,
+    0x3ff306fe0a31b715, 0x3ff3dea64c123422, 0x3ff4bfdad5362a27, 0x3ff5ab07dd485429,
+    0x3ff6a09e667f3bcd, 0x3ff7a11473eb0187, 0x3ff8ace5422aa0db, 0x3ff9c49182a3f090,
+    0x3ffae89f995ad3ad, 0x3ffc199bdd85529c, 0x3ffd5818dcfba487, 0x3ffea4afa2a490da};
 #endif
 
 // 2^(x + shift), shift a whole number; below the smallest normal number it is 0. Error at most 1.2 ulp (double) and
@@ -208,33 +208,45 @@ template <class T>
 inline V<T> power_of_two(V<T> x, T shift = 0) {
   using S = Simd<T>;
 #ifdef __AVX512F__
-  // x + shift = whole + k / kRoots + f with |f| <= 1 / (2 kRoots): a table for k and a short polynomial.
-  constexpr T kRoots = sizeof(T) == 4 ? 32 : 16;
-  const T round = S::kRound + kRoots * shift;
-  const V<T> shifted = x * kRoots + round;  // the last bits of it are kRoots whole + k
-  const V<T> f = x - (shifted - round) * (1 / kRoots);
-  V<T> root, q;                    // with masks: GCC 12 warns of the forms without
-  if constexpr (sizeof(T) == 4) {  // (2^f - 1) / f; relative error of 2^f 5.3e-8
-    const auto roots = _mm512_maskz_permutex2var_epi32(0xffff, reinterpret_cast<const __m512i&>(kRootsFloat[0]),
-                                                       reinterpret_cast<const __m512i&>(shifted),
-                                                       reinterpret_cast<const __m512i&>(kRootsFloat[16]));
-    root = add_bits<T>(reinterpret_cast<const V<T>&>(roots), shifted, 18);
-    q = splat<T>(T(0.24022651));
-    q = q * f + T(0.69315734);
-  } else {  // 1.4e-17
-    const auto roots = _mm512_maskz_permutex2var_epi64(0xff, reinterpret_cast<const __m512i&>(kRootsDouble[0]),
-                                                       reinterpret_cast<const __m512i&>(shifted),
-                                                       reinterpret_cast<const __m512i&>(kRootsDouble[8]));
-    root = add_bits<T>(reinterpret_cast<const V<T>&>(roots), shifted, 48);
-    q = splat<T>(1.5403723980749256422e-4);
-    q = q * f + 1.333378157678426869e-3;
-    q = q * f + 9.6181291069195378674e-3;
-    q = q * f + 5.5504108656639298913e-2;
-    q = q * f + 2.402265069591007508e-1;
-    q = q * f + 6.9314718055994575333e-1;
+  // x + shift = whole + k / kRoots + f with f in [0, 1 / kRoots): a table for k and a short polynomial. With masks:
+  // GCC 12 warns of the forms without.
+  constexpr int kDown = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+  const V<T> y = x + shift;
+  if constexpr (sizeof(T) == 4) {  // (2^f - 1) / f; relative error of 2^f 6.5e-8
+    using R = __m512;
+    const R z = reinterpret_cast<const R&>(y);
+    const R k = _mm512_mask_fmadd_round_ps(z, 0xffff, _mm512_set1_ps(32), _mm512_set1_ps(S::kRound), kDown);
+    const R rest = _mm512_maskz_reduce_ps(0xffff, z, 0x59);
+    const auto root = _mm512_maskz_permutex2var_epi32(0xffff, reinterpret_cast<const __m512i&>(kRootsFloat[0]),
+                                                      reinterpret_cast<const __m512i&>(k),
+                                                      reinterpret_cast<const __m512i&>(kRootsFloat[16]));
+    const V<T>& f = reinterpret_cast<const V<T>&>(rest);
+    const V<T>& r = reinterpret_cast<const V<T>&>(root);
+    const V<T> e = r + r * (f * (T(0.242652692) * f + T(0.693123732)));
+    const R power = _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(z, _mm512_set1_ps(S::kMinExponent), _CMP_GE_OQ),
+                                           reinterpret_cast<const R&>(e), z);
+    return reinterpret_cast<const V<T>&>(power);
+  } else {  // 7.6e-18
+    using R = __m512d;
+    const R z = reinterpret_cast<const R&>(y);
+    const R k = _mm512_mask_fmadd_round_pd(z, 0xff, _mm512_set1_pd(16), _mm512_set1_pd(S::kRound), kDown);
+    const R rest = _mm512_maskz_reduce_pd(0xff, z, 0x49);
+    const auto root = _mm512_maskz_permutex2var_epi64(0xff, reinterpret_cast<const __m512i&>(kRootsDouble[0]),
+                                                      reinterpret_cast<const __m512i&>(k),
+                                                      reinterpret_cast<const __m512i&>(kRootsDouble[8]));
+    const V<T>& f = reinterpret_cast<const V<T>&>(rest);
+    const V<T>& r = reinterpret_cast<const V<T>&>(root);
+    V<T> q = splat<T>(1.5736282854558428516e-4);
+    q = q * f + 1.3330742245224846564e-3;
+    q = q * f + 9.6181408030860942327e-3;
+    q = q * f + 5.5504108419541985971e-2;
+    q = q * f + 2.4022650696146325866e-1;
+    q = q * f + 6.9314718055993774105e-1;
+    const V<T> e = r + r * (f * q);
+    const R power = _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(z, _mm512_set1_pd(S::kMinExponent), _CMP_GE_OQ),
+                                           reinterpret_cast<const R&>(e), z);
+    return reinterpret_cast<const V<T>&>(power);
   }
-  const V<T> y = root + root * (f * q);
-  return shifted >= S::kRound + kRoots * S::kMinExponent ? y : V<T>{};
 #else
   const T round = S::kRound + shift;
   const V<T> shifted = x + round;  // the last bits of it are the nearest integer, plus shift

@@ -47,6 +47,14 @@ inline V<T> exponent(const Row<T>& row, const T* point, T factor, const T* G, st
   return t;
 }
 
+// The costs from j on, zero from m on.
+template <class T>
+inline V<T> last(const T* cost, std::int64_t j, std::int64_t m) {
+  V<T> result{};
+  for (std::int64_t i = j; i < m && i < j + kLanes<T>; ++i) result[i - j] = cost[i];
+  return result;
+}
+
 // body(j, t) for every vector of a row of m columns and its padding.
 template <class T, Form form, int D, class Body>
 inline void for_exponents(const Row<T>& row, T factor, const T* G, std::int64_t m, const Body& body) {
@@ -56,11 +64,8 @@ inline void for_exponents(const Row<T>& row, T factor, const T* G, std::int64_t 
       __builtin_prefetch(row.cost + j + kAhead / sizeof(T));
       body(j, loose(row.cost + j) * factor + vec(G + j));
     }
-    for (const std::int64_t width = padded(m); j < width; j += kLanes<T>) {
-      V<T> cost{};
-      for (std::int64_t i = j; i < m && i < j + kLanes<T>; ++i) cost[i - j] = row.cost[i];
-      body(j, cost * factor + vec(G + j));
-    }
+    for (const std::int64_t width = padded(m); j < width; j += kLanes<T>)
+      body(j, last<T>(row.cost, j, m) * factor + vec(G + j));
   } else {
     T near[D > 0 ? D : 1];  // a copy that stores cannot change, so that it stays in registers
     for (int k = 0; k < D; ++k) near[k] = row.point[k];
@@ -73,22 +78,64 @@ inline void for_exponents(const Row<T>& row, T factor, const T* G, std::int64_t 
 template <class T, Form form, int D>
 void exponentials_of(const Row<T>* row, std::int64_t rows, T factor, const T* shift, const T* G, const T* weight,
                      std::int64_t m, T* e, std::int64_t stride, double* sums) {
-  for (std::int64_t r = 0; r < rows; ++r) sums[r] = 0;
+  constexpr int kRows = 4;  // at once: they share G, weights and the other points, and keep the vector units busy
   // What rows of points share stays in the first-level cache; a stored cost is read in long runs.
   constexpr std::int64_t kColumns = form == Form::stored ? 4 * kRun : kRun;
+  for (std::int64_t r = 0; r < rows; ++r) sums[r] = 0;
   for (std::int64_t begin = 0; begin < m; begin += kColumns) {
-    for (std::int64_t r = 0; r < rows; ++r) {
-      Row<T> part = row[r];
-      part.cost += begin;
-      part.others += begin;
-      T* const to = e + r * stride + begin;
-      V<T> sum{};
-      for_exponents<T, form, D>(part, factor, G + begin, smaller(kColumns, m - begin), [&](std::int64_t j, V<T> t) {
-        const V<T> x = power_of_two<T>(t, shift[r]);
-        sum += x * vec(weight + begin + j);
-        vec(to + j) = x;
-      });
-      sums[r] += total<T>(sum);
+    const std::int64_t end = smaller(begin + kColumns, m);
+    for (std::int64_t r0 = 0; r0 < rows; r0 += kRows) {
+      Row<T> part[kRows];  // copies that stores cannot change, so that they stay in registers
+      T near[kRows][D > 0 ? D : 1], shifts[kRows];
+      T* to[kRows];
+      V<T> sum[kRows] = {};
+      for (int r = 0; r < kRows; ++r) {  // rows beyond the last repeat it
+        const std::int64_t i = smaller(r0 + r, rows - 1);
+        part[r] = row[i];
+        for (int k = 0; k < D; ++k) near[r][k] = row[i].point[k];
+        shifts[r] = shift[i];
+        to[r] = e + i * stride;
+      }
+      const auto raise = [&](std::int64_t j, const V<T>* t) {
+        const V<T> weights = vec(weight + j);
+        for (int r = 0; r < kRows; ++r) {
+          const V<T> x = power_of_two<T>(t[r], shifts[r]);
+          sum[r] += x * weights;
+          vec(to[r] + j) = x;
+        }
+      };
+      V<T> t[kRows];
+      if constexpr (form == Form::stored) {
+        const std::int64_t whole = end - (end - begin) % kLanes<T>;
+        for (std::int64_t j = begin; j < whole; j += kLanes<T>) {
+          for (int r = 0; r < kRows; ++r) {
+            __builtin_prefetch(part[r].cost + j + kAhead / sizeof(T));
+            t[r] = loose(part[r].cost + j) * factor + vec(G + j);
+          }
+          raise(j, t);
+        }
+        if (whole < end) {
+          for (int r = 0; r < kRows; ++r) t[r] = last<T>(part[r].cost, whole, m) * factor + vec(G + whole);
+          raise(whole, t);
+        }
+      } else if constexpr (D > 0) {
+        const T* others[D];
+        for (int k = 0; k < D; ++k) others[k] = part[0].others + k * part[0].stride;
+        for (std::int64_t j = begin; j < padded(end); j += kLanes<T>) {
+          for (int r = 0; r < kRows; ++r) t[r] = vec(G + j);
+          for (int k = 0; k < D; ++k) {
+            const V<T> other = vec(others[k] + j);
+            for (int r = 0; r < kRows; ++r) t[r] += other * near[r][k];
+          }
+          raise(j, t);
+        }
+      } else {
+        for (std::int64_t j = begin; j < padded(end); j += kLanes<T>) {
+          for (int r = 0; r < kRows; ++r) t[r] = exponent<T, form, 0>(part[r], part[r].point, factor, G, j);
+          raise(j, t);
+        }
+      }
+      for (int r = 0; r < kRows && r0 + r < rows; ++r) sums[r0 + r] += total<T>(sum[r]);
     }
   }
 }
