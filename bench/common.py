@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.linalg import blas, lapack
+from threadpoolctl import ThreadpoolController
 
 import quadric.config
 
@@ -176,6 +177,21 @@ def copy(size: int) -> Candidate:
     parts = list(zip(np.array_split(target, THREADS), np.array_split(source, THREADS), strict=True))
     pool = ThreadPoolExecutor(THREADS)
     return timed(lambda: list(pool.map(lambda part: np.copyto(*part), parts)))
+
+
+def read(array: np.ndarray) -> Candidate:
+    """Read a contiguous array once with all threads: the product of each part with itself."""
+    parts = np.array_split(array.reshape(-1), THREADS)
+    pool = ThreadPoolExecutor(THREADS)
+    controller = ThreadpoolController()
+
+    def candidate(watch: Stopwatch) -> None:
+        with controller.limit(limits=1, user_api="blas"):  # the pool has threads enough
+            watch.skip()
+            list(pool.map(lambda part: np.dot(part, part), parts))
+            watch.lap("total")
+
+    return candidate
 
 
 def ceilings(n: int = 2048, size: int = 2**28) -> Ceilings:

@@ -3,11 +3,9 @@
 python -m bench.transport.bench_pass [--quick]
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 from tqdm.auto import tqdm
 
 from bench import common
@@ -25,21 +23,6 @@ MEMORY_GOAL = 1e9  # bytes for 100 000 points on either side
 Potentials: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
-def read(array: np.ndarray) -> Candidate:
-    """Read an array once with all threads: the product of each part with itself."""
-    parts = np.array_split(array.reshape(-1), common.THREADS)
-    pool = ThreadPoolExecutor(common.THREADS)
-    controller = ThreadpoolController()
-
-    def candidate(watch: common.Stopwatch) -> None:
-        with controller.limit(limits=1, user_api="blas"):  # the pool has threads enough
-            watch.skip()
-            list(pool.map(lambda part: np.dot(part, part), parts))
-            watch.lap("total")
-
-    return candidate
-
-
 def iterations(cost: Cost, reg: float, backend: str) -> Candidate:
     """Iterations with uniform masses, from where the first ones have led to."""
     _, n, m = cost.shape
@@ -53,7 +36,7 @@ def iterations(cost: Cost, reg: float, backend: str) -> Candidate:
 def stored(n: int, dtype: type, seconds: float) -> list[str]:
     """Row of the table for a cost in memory: squared distances, scaled to 1."""
     C = np.ascontiguousarray(_squared(peak_memory.cloud(n, 2), peak_memory.cloud(n, 2, 1)), dtype)
-    candidates = {"read": read(C)}
+    candidates = {"read": common.read(C)}
     candidates |= {b: iterations(Cost.stored(C), 1 / 1200, b) for b in available()}
     times = {name: t.best for name, t in common.alternate(candidates, seconds=seconds).items()}
     once = times["read"]

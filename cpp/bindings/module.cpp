@@ -12,6 +12,8 @@ namespace py = pybind11;
 namespace quadric::python {
 
 void register_linalg(py::module_& m);
+void register_random(py::module_& m);
+void register_sketch(py::module_& m);
 void register_sweep(py::module_& m);
 void register_transport(py::module_& m);
 void register_woodbury(py::module_& m);
@@ -69,6 +71,10 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       "The instruction-set levels that run on this processor, lowest first.");
   py::module_ linalg = m.def_submodule("linalg", "Kernels that several families stand on.");
   register_linalg(linalg);
+  py::module_ random = m.def_submodule("random", "Random words from counters.");
+  register_random(random);
+  py::module_ sketch = m.def_submodule("sketch", "Kernels of the sketch family.");
+  register_sketch(sketch);
   py::module_ sweep = m.def_submodule("sweep", "Kernels of the sweep family.");
   register_sweep(sweep);
   py::module_ transport = m.def_submodule("transport", "Kernels of the transport family.");

@@ -4,7 +4,9 @@
 `sweep`       quantize and prune weights while the later columns absorb the error
 `woodbury`    inverse curvature kept current while gradients come in
 `transport`   entropic optimal transport: over-relaxed Sinkhorn and a sparse Newton method
+`sketch`      regression on tall matrices: sketches, solvers, scores and samples of rows
 `linalg`      Cholesky factor, inverse, solve and determinant of many small matrices at once
+`random`      random numbers with a place: the same for any number of threads
 ============  ==========================================================================
 
 Each family is a submodule that is imported at first use.
@@ -17,7 +19,7 @@ from quadric.config import get_cmake_dir, show_config
 from quadric.errors import ConvergenceWarning, LinAlgError
 
 if TYPE_CHECKING:
-    from quadric import linalg, sweep, transport, woodbury
+    from quadric import linalg, random, sketch, sweep, transport, woodbury
 
     __version__: str
 
@@ -27,13 +29,15 @@ __all__ = [
     "__version__",
     "get_cmake_dir",
     "linalg",
+    "random",
     "show_config",
+    "sketch",
     "sweep",
     "transport",
     "woodbury",
 ]
 
-_FAMILIES = ("linalg", "sweep", "transport", "woodbury")
+_FAMILIES = ("linalg", "random", "sketch", "sweep", "transport", "woodbury")
 
 
 def __getattr__(name: str) -> Any:

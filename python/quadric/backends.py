@@ -124,6 +124,44 @@ TABLE: dict[str, Kernel] = {
     "transport.capped_dual": Kernel(
         ORDER, _FLOATS, "any strides", "largest entries of columns, shifted; bandwidth"
     ),
+    "random.philox": Kernel(ORDER, (), "C-contiguous", "random words; integer vector units"),
+    "sketch.sparse_sign": Kernel(
+        ORDER, _FLOATS, "any strides", "S A, few signs per column of S; vector units and caches"
+    ),
+    "sketch.sparse_sign_rows": Kernel(
+        ORDER, _FLOATS, "any strides", "S^T B, few signs per column of S; memory bandwidth"
+    ),
+    "sketch.sparse_sign_csr": Kernel(ORDER, _FLOATS, "C-contiguous", "S A for A in CSR; caches"),
+    "sketch.dense": Kernel(
+        ORDER, _FLOATS, "any strides", "S A, Gaussian or signs, S never stored; GEMM"
+    ),
+    "sketch.dense_entries": Kernel(
+        ORDER, _FLOATS, "C-contiguous", "a part of a dense S; vector units"
+    ),
+    "sketch.srht": Kernel(
+        ORDER, _FLOATS, "any strides", "sampled Hadamard transform in one read; vector units"
+    ),
+    "sketch.fwht": Kernel(
+        ORDER, _FLOATS, "any strides", "Walsh-Hadamard transform in place; memory bandwidth"
+    ),
+    "sketch.residual_gradient": Kernel(
+        ORDER, _FLOATS, "any strides", "A^T (b - A x) in one read of A; memory bandwidth"
+    ),
+    "sketch.preconditioned_gram": Kernel(
+        ORDER, _FLOATS, "any strides", "(A R^-1)^T (A R^-1) in one read of A; TRMM and SYRK"
+    ),
+    "sketch.row_norms": Kernel(
+        ORDER, _FLOATS, "any strides", "rows of A M without storing it; GEMM"
+    ),
+    "sketch.weighted_gram": Kernel(
+        ORDER, _FLOATS, "any strides", "A^T diag(w) A in one read of A; SYRK"
+    ),
+    "sketch.kaczmarz": Kernel(
+        ORDER, _FLOATS, "any strides", "projections onto rows in turn; vector units"
+    ),
+    "sketch.kaczmarz_csr": Kernel(
+        ORDER, _FLOATS, "C-contiguous", "the same for A in CSR; caches"
+    ),
 }
 """Kernel name to the backends that have it."""
 

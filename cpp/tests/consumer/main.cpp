@@ -14,6 +14,8 @@
 #include <quadric/linalg.hpp>
 #include <quadric/simd.hpp>
 #include <quadric/sweep.hpp>
+#include <quadric/random.hpp>
+#include <quadric/sketch.hpp>
 #include <quadric/transport.hpp>
 #include <quadric/woodbury.hpp>
 
@@ -147,6 +149,36 @@ void check_transport(double tolerance) {
   expect(std::abs(rows[0] - 0.5) < tolerance && std::abs(columns[1] - 0.5) < tolerance, "the marginals");
 }
 
+template <class T>
+void check_sketch(double tolerance) {
+  using namespace quadric;
+  const Execution exec;
+  const std::int64_t n = 64, d = 3;
+  T a[n * d], s[16 * d] = {}, halves[16 * d] = {};
+  for (std::int64_t i = 0; i < n * d; ++i) a[i] = static_cast<T>((i * 7) % 11 - 5);
+  sketch::sparse_sign<T>(exec, MatrixView<const T>(a, n, d), {1, 0}, 4, MatrixView<T>(s, 16, d));
+  for (std::int64_t first = 0; first < n; first += n / 2)
+    sketch::sparse_sign<T>(exec, MatrixView<const T>(a + first * d, n / 2, d), {1, first}, 4,
+                           MatrixView<T>(halves, 16, d));
+  bool same = true;
+  for (int i = 0; i < 16 * d; ++i) same = same && s[i] == halves[i];
+  expect(same, "two halves make the sketch of the whole");
+  const T x[] = {1, -1, 2};
+  T b[n];
+  for (std::int64_t i = 0; i < n; ++i) b[i] = a[i * d] - a[i * d + 1] + 2 * a[i * d + 2];
+  const MatrixView<const T> target(b, n, 1);
+  double g[d], norm[1];
+  sketch::residual_gradient<T>(exec, MatrixView<const T>(a, n, d), MatrixView<const T>(x, d, 1), &target, nullptr, g,
+                               norm);
+  expect(norm[0] < tolerance && std::abs(g[0]) < tolerance, "a solution has no residual");
+}
+
+void check_random() {
+  std::uint32_t words[4];
+  quadric::random::philox({}, {0, 0}, 0, 1, words);
+  expect(words[0] == 0x6627e8d5 && words[3] == 0x9b00dbd8, "the published words of Philox");
+}
+
 }  // namespace
 
 int main() {
@@ -158,5 +190,8 @@ int main() {
   check_woodbury<double>(2e-15);
   check_transport<float>(1e-6);
   check_transport<double>(1e-14);
+  check_random();
+  check_sketch<float>(1e-6);
+  check_sketch<double>(1e-15);
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

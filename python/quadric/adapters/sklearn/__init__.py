@@ -1,7 +1,10 @@
-"""Optimal transport as a step of scikit-learn; needs the ``sklearn`` extra.
+"""Regression, random projection and optimal transport in scikit-learn; needs the extra ``sklearn``.
 
 >>> import numpy as np
->>> from quadric.adapters.sklearn import TransportMap
+>>> from quadric.adapters.sklearn import SketchedRegressor, TransportMap
+>>> X = np.random.default_rng(0).standard_normal((2000, 2))
+>>> round(SketchedRegressor().fit(X, X @ [1.0, 2.0]).score(X, X @ [1.0, 2.0]), 12)
+1.0
 >>> source = np.random.default_rng(0).normal(0.0, 1.0, (300, 2))
 >>> target = np.random.default_rng(1).normal(5.0, 2.0, (400, 2))
 >>> moved = TransportMap(reg=0.5).fit(source, target=target).transform(source)
@@ -9,6 +12,28 @@
 True
 """
 
+from quadric.adapters.sklearn.lp_regressor import LpRegressor
+from quadric.adapters.sklearn.sketch_transformers import (
+    CirculantSketch,
+    CountSketch,
+    GaussianSketch,
+    RademacherSketch,
+    SparseSignSketch,
+    SRHTSketch,
+)
+from quadric.adapters.sklearn.sketched_regressor import SketchedRegressor
+from quadric.adapters.sklearn.sketched_ridge import SketchedRidge
 from quadric.adapters.sklearn.transport_map import TransportMap
 
-__all__ = ["TransportMap"]
+__all__ = [
+    "CirculantSketch",
+    "CountSketch",
+    "GaussianSketch",
+    "LpRegressor",
+    "RademacherSketch",
+    "SRHTSketch",
+    "SketchedRegressor",
+    "SketchedRidge",
+    "SparseSignSketch",
+    "TransportMap",
+]

@@ -8,10 +8,10 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from quadric import checks, transport
+from quadric.adapters.sklearn.inputs import DTYPES, sample_weights
 from quadric.transport.run import Method
 from quadric.transport.solve_points import PointCost
 
-_DTYPES = (np.float64, np.float32)
 _SHARE = 0.05  # of the spread of the cost: `reg` where it is "auto"
 _TINY = np.finfo(np.float32).tiny
 
@@ -159,7 +159,7 @@ class TransportMap(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         TypeError
             If the target is given as `y`.
         """
-        X = validate_data(self, X, dtype=_DTYPES, copy=True)
+        X = validate_data(self, X, dtype=DTYPES, copy=True)
         if target is None:
             shape: tuple[int, ...] = getattr(y, "shape", ())
             if len(shape) == 2 and shape[1] == X.shape[1]:
@@ -228,7 +228,7 @@ class TransportMap(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self._move(X, self.source_, self.result_.f)
 
     def _move(self, X: Any, to: np.ndarray, potentials: np.ndarray) -> Any:
-        X = validate_data(self, X, dtype=_DTYPES, reset=False)
+        X = validate_data(self, X, dtype=DTYPES, reset=False)
         moved = transport.entropic_map(
             X.astype(to.dtype, copy=False),
             to,
@@ -247,19 +247,8 @@ class TransportMap(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
 
 def _masses(weights: Any, name: str, count: int) -> np.ndarray | None:
-    if weights is None:
-        return None
-    masses: np.ndarray = check_array(
-        weights, dtype=np.float64, copy=True, ensure_2d=False, input_name=name
-    )
-    if masses.shape != (count,):
-        raise ValueError(f"{name} must have shape ({count},), got {masses.shape}")
-    if masses.min() < 0:
-        raise ValueError(f"{name} must not be negative, got {masses.min():.6g}")
-    if not masses.any():
-        raise ValueError(f"{name} must be above zero for one point at least, got zeros alone")
-    masses /= masses.sum()
-    return masses
+    masses = sample_weights(weights, name, count)
+    return None if masses is None else masses / masses.sum()
 
 
 def _spread(

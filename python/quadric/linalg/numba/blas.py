@@ -95,6 +95,13 @@ def syrk(alpha: float, A: Array, beta: float, C: Array) -> None:
         _call("syrk", b"L", flag, n, k, alpha, A, leading, beta, C, _leading(C))
 
 
+def multiply_upper(U: Array, B: Array) -> None:
+    """B = B U; U upper triangular, its strict lower part is not read."""
+    m, n = B.shape
+    if m and n:
+        _call("trmm", b"L", b"L", b"N", b"N", n, m, 1.0, U, _leading(U), B, _leading(B))
+
+
 def solve_upper(alpha: float, U: Array, B: Array, transposed: bool = False) -> None:
     """B = alpha U^-1 B, or alpha U^-T B; U upper triangular, its strict lower part is not read."""
     m, n = B.shape

@@ -7,9 +7,7 @@ from numpy.typing import NDArray
 
 from quadric.linalg.numba.jit import compiled
 from quadric.linalg.numba.parallel import run
-from quadric.transport.numba.costs import ROWS, bare, cost_tile, padded, problem, source
-from quadric.transport.numba.rows import LOG2E, grid, row_stride, split
-from quadric.transport.numba.vectors import (
+from quadric.linalg.numba.vectors import (
     lanes,
     load,
     lower,
@@ -18,6 +16,8 @@ from quadric.transport.numba.vectors import (
     spread,
     workspace,
 )
+from quadric.transport.numba.costs import ROWS, bare, cost_tile, padded, problem, source
+from quadric.transport.numba.rows import LOG2E, grid, row_stride, split
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]

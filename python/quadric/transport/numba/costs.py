@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from quadric.linalg.numba.jit import compiled, inlined
 from quadric.linalg.numba.lines import line
-from quadric.transport.numba.vectors import (
+from quadric.linalg.numba.vectors import (
     BYTES,
     Line,
     lanes,

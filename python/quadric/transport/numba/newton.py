@@ -5,8 +5,8 @@ from numpy.typing import NDArray
 
 from quadric.linalg.numba.jit import compiled
 from quadric.linalg.numba.parallel import run
+from quadric.linalg.numba.vectors import pointer
 from quadric.transport.numba.sparse import ALONE, cut
-from quadric.transport.numba.vectors import pointer
 
 Floats = NDArray[np.float64]
 Pointers = NDArray[np.int64]

@@ -7,6 +7,20 @@ from numpy.typing import NDArray
 
 from quadric.linalg.numba.jit import compiled, inlined
 from quadric.linalg.numba.parallel import run
+from quadric.linalg.numba.vectors import (
+    Line,
+    higher,
+    lanes,
+    load,
+    multiply_add,
+    pointer,
+    repeat,
+    signed,
+    spread,
+    store,
+    total,
+    workspace,
+)
 from quadric.transport.numba.costs import (
     EUCLIDEAN,
     PANEL,
@@ -30,20 +44,6 @@ from quadric.transport.numba.rows import (
     powers,
     row_stride,
     split,
-)
-from quadric.transport.numba.vectors import (
-    Line,
-    higher,
-    lanes,
-    load,
-    multiply_add,
-    pointer,
-    repeat,
-    signed,
-    spread,
-    store,
-    total,
-    workspace,
 )
 
 Array = NDArray[Any]

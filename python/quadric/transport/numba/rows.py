@@ -11,17 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quadric.linalg.numba.jit import compiled, inlined
-from quadric.transport.numba.costs import (
-    DIRECT,
-    PANEL,
-    PRODUCTS,
-    ROWS,
-    STEP,
-    STORED,
-    bare,
-    cost_tile,
-)
-from quadric.transport.numba.vectors import (
+from quadric.linalg.numba.vectors import (
     Line,
     higher,
     lanes,
@@ -38,6 +28,16 @@ from quadric.transport.numba.vectors import (
     total,
     widen,
     workspace,
+)
+from quadric.transport.numba.costs import (
+    DIRECT,
+    PANEL,
+    PRODUCTS,
+    ROWS,
+    STEP,
+    STORED,
+    bare,
+    cost_tile,
 )
 
 Array = NDArray[Any]

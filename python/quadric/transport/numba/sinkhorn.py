@@ -7,6 +7,16 @@ from numpy.typing import NDArray
 
 from quadric.linalg.numba.jit import compiled
 from quadric.linalg.numba.parallel import run
+from quadric.linalg.numba.vectors import (
+    higher,
+    load,
+    logarithm,
+    multiply_add,
+    spread,
+    store,
+    widen,
+    workspace,
+)
 from quadric.transport.numba.costs import STEP, Source, problem, problem_of, source
 from quadric.transport.numba.rows import (
     LOG2E,
@@ -19,16 +29,6 @@ from quadric.transport.numba.rows import (
     scratch,
     split,
     sweep,
-)
-from quadric.transport.numba.vectors import (
-    higher,
-    load,
-    logarithm,
-    multiply_add,
-    spread,
-    store,
-    widen,
-    workspace,
 )
 
 Array = NDArray[Any]

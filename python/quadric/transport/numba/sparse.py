@@ -7,10 +7,7 @@ from numpy.typing import NDArray
 
 from quadric.linalg.numba.jit import compiled, inlined
 from quadric.linalg.numba.parallel import run
-from quadric.transport.numba.costs import PARTS, STEP
-from quadric.transport.numba.rows import HIGHEST, LOG2E, LOWEST, MOST, finish, power
-from quadric.transport.numba.sinkhorn import add_columns, end, prepare
-from quadric.transport.numba.vectors import (
+from quadric.linalg.numba.vectors import (
     Line,
     load,
     pointer,
@@ -19,6 +16,9 @@ from quadric.transport.numba.vectors import (
     store,
     workspace,
 )
+from quadric.transport.numba.costs import PARTS, STEP
+from quadric.transport.numba.rows import HIGHEST, LOG2E, LOWEST, MOST, finish, power
+from quadric.transport.numba.sinkhorn import add_columns, end, prepare
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]

@@ -141,6 +141,25 @@ def load(typingctx: Any, line: Any, index: Any) -> Any:
 
 
 @_intrinsic
+def prefetch(typingctx: Any, line: Any, index: Any) -> Any:
+    """Ask for the cache line of number `index`, which may lie outside of the line."""
+    if not _is_line(line):
+        return None
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        address = _address(context, builder, line, args[0], args[1], ir.IntType(8))
+        kind = ir.FunctionType(ir.VoidType(), [byte, _index, _index, _index])
+        insert: Callable[..., Any] = cgutils.get_or_insert_function
+        function = insert(builder.module, kind, "llvm.prefetch.p0")
+        read, keep, data = ir.Constant(_index, 0), ir.Constant(_index, 3), ir.Constant(_index, 1)
+        builder.call(function, [address, read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(line, types.intp), code
+
+
+@_intrinsic
 def store(typingctx: Any, line: Any, index: Any, value: Any) -> Any:
     """Write numbers to a line from `index` on; float64 to a line of float32 is rounded."""
     if not (_is_line(line) and isinstance(value, _Pack)):
@@ -171,6 +190,51 @@ def widen(typingctx: Any, line: Any, index: Any) -> Any:
         return pack if line.dtype == types.float64 else builder.fpext(pack, wide)
 
     return _PACKS[types.float64](line, types.intp), code
+
+
+@_intrinsic
+def turn(
+    typingctx: Any, source: Any, start: Any, step: Any, target: Any, at: Any, stride: Any
+) -> Any:
+    """Transpose a square of numbers, with rows `step` apart, to rows `stride` apart.
+
+    Its side is that of a pack of the target; float32 may become float64.
+    """
+    if not (_is_line(source) and _is_line(target)):
+        return None
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        first, start, step, second, at, stride = args
+        vector = _vector(target.dtype)
+        count = vector.count
+        narrow = ir.VectorType(_LLVM[source.dtype], count)
+        rows = []
+        for _ in range(count):
+            address = _address(context, builder, source, first, start, narrow)
+            row = builder.load(address, align=source.dtype.bitwidth // 8)
+            rows.append(row if source.dtype == target.dtype else builder.fpext(row, vector))
+            start = builder.add(start, step)
+        half, indices = count // 2, ir.VectorType(_index, count)
+        zips = [
+            ir.Constant(indices, [low + k // 2 + count * (k % 2) for k in range(count)])
+            for low in (0, half)
+        ]
+        for _ in range(count.bit_length() - 1):  # zipping the halves is a perfect shuffle
+            rows = [
+                builder.shuffle_vector(rows[i], rows[i + half], mask)
+                for i in range(half)
+                for mask in zips
+            ]
+        for row in rows:
+            address = _address(context, builder, target, second, at, vector)
+            builder.store(row, address, align=target.dtype.bitwidth // 8)
+            at = builder.add(at, stride)
+        return context.get_dummy_value()
+
+    return (
+        types.void(source, types.intp, types.intp, target, types.intp, types.intp),
+        code,
+    )
 
 
 @_intrinsic

@@ -1,0 +1,63 @@
+// Tall matrices are summed slab by slab, each into sums of its own that are added in order: the same result for any
+// number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "quadric/view.hpp"
+
+namespace quadric::sketch::detail {
+
+struct Slabs {
+  // At most kMost slabs of `unit` rows or whole multiples; fewer where their sums of `entries` numbers would be many.
+  Slabs(std::int64_t n_, std::int64_t unit, std::int64_t entries) : n(n_) {
+    constexpr std::int64_t kMost = 64, kSums = 1 << 22;
+    const std::int64_t most = std::clamp<std::int64_t>(kSums / std::max<std::int64_t>(entries, 1), 4, kMost);
+    const std::int64_t units = (n + unit - 1) / unit;
+    rows = std::max<std::int64_t>(1, (units + most - 1) / most) * unit;
+    count = (n + rows - 1) / rows;
+  }
+  std::int64_t begin(std::int64_t slab) const { return slab * rows; }
+  std::int64_t end(std::int64_t slab) const { return std::min(n, (slab + 1) * rows); }
+
+  std::int64_t n, rows = 0, count = 0;
+};
+
+// What BLAS can take as it lies.
+template <class T>
+bool by_rows(const MatrixView<const T>& A) {
+  return A.col_stride == 1 && A.row_stride >= A.cols;
+}
+template <class T>
+bool by_columns(const MatrixView<const T>& A) {
+  return A.row_stride == 1 && A.col_stride >= A.rows;
+}
+
+template <class T>
+MatrixView<T> row_range(const MatrixView<T>& A, std::int64_t begin, std::int64_t count) {
+  return {A.data + begin * A.row_stride, count, A.cols, A.row_stride, A.col_stride};
+}
+
+// A as doubles with contiguous rows: itself where it is that, else a copy in `memory`.
+template <class T>
+const double* as_doubles(const MatrixView<const T>& A, double* memory, std::int64_t& stride) {
+  if constexpr (sizeof(T) == 8) {
+    if (by_rows(A)) {
+      stride = A.row_stride;
+      return A.data;
+    }
+  }
+  stride = A.cols;
+  if (A.col_stride == 1 || A.row_stride != 1) {
+    for (std::int64_t i = 0; i < A.rows; ++i)
+      for (std::int64_t j = 0; j < A.cols; ++j) memory[i * stride + j] = static_cast<double>(A(i, j));
+  } else {
+    for (std::int64_t j = 0; j < A.cols; ++j)
+      for (std::int64_t i = 0; i < A.rows; ++i) memory[i * stride + j] = static_cast<double>(A(i, j));
+  }
+  return memory;
+}
+
+}  // namespace quadric::sketch::detail

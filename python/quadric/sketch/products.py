@@ -1,0 +1,126 @@
+"""Products with a tall matrix that read it once."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from quadric import backends, checks, threads
+from quadric.arrays import Array
+from quadric.sketch import inputs
+
+
+class ResidualGradient(NamedTuple):
+    """What :func:`residual_gradient` returns.
+
+    Attributes
+    ----------
+    gradient : array, shape (d,) or (d, k)
+        ``A^T r``.
+    residual : array, shape (n,) or (n, k)
+        ``r = b - A x``; ``A x`` where no b was given.
+    norm : float, or array of float64, shape (k,)
+        Euclidean norm of each column of r.
+    """
+
+    gradient: Array
+    residual: Array
+    norm: float | Array
+
+
+def residual_gradient(
+    A: Array,
+    x: Array,
+    b: Array | None = None,
+    *,
+    backend: str | None = None,
+    n_threads: int | None = None,
+) -> ResidualGradient:
+    """Return ``A^T (b - A x)``, the residual and its norm, from one read of A.
+
+    Parameters
+    ----------
+    A : array or sparse matrix, shape (n, d)
+        float32 or float64, any strides.
+    x : array, shape (d,) or (d, k)
+        One vector or several, of the dtype of A.
+    b : array, shape (n,) or (n, k), optional
+        Right-hand sides. Without them the result is ``A^T A x`` with ``A x``: a step of the power
+        method.
+    backend : str, optional
+        See :mod:`quadric.backends`; sparse matrices are SciPy's business.
+    n_threads : int, optional
+        None follows the environment. The result does not depend on it.
+
+    Returns
+    -------
+    ResidualGradient
+        A tuple ``gradient, residual, norm``; the arrays are of the dtype of A.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit, an entry is not finite, or a product overflows.
+    TypeError
+        If a dtype does not fit.
+
+    Notes
+    -----
+    Two products by themselves read A twice, which is all that they take time for. The sums over
+    the n rows are float64 also for float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import quadric as qd
+    >>> A = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
+    >>> g, r, norm = qd.sketch.residual_gradient(A, np.array([1.0, 1.0]), np.array([1.0, 2.0, 5.0]))
+    >>> g
+    array([2., 4.])
+    >>> r
+    array([0., 0., 2.])
+    >>> norm
+    2.0
+    """
+    a = inputs.rows_of(A, "A")
+    if len(A.shape) != 2:
+        raise ValueError(f"A must be a matrix, got an array of shape {tuple(A.shape)}")
+    n, d = a.shape
+    right = _side(x, "x", d, a.dtype)
+    left = None if b is None else _side(b, "b", n, a.dtype)
+    if left is not None and tuple(b.shape[1:]) != tuple(x.shape[1:]):  # type: ignore[union-attr]
+        raise ValueError(
+            f"b must have shape {(n, *x.shape[1:])} to go with A and x, got {tuple(b.shape)}"  # type: ignore[union-attr]
+        )
+    kernel = backends.resolve("sketch.residual_gradient", backend)
+    count = threads.resolve(n_threads)
+
+    k = right.shape[1]
+    g, r, squares = np.zeros((d, k)), np.zeros((n, k), a.dtype), np.zeros(k)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not isinstance(a, np.ndarray):
+            np.copyto(r, a @ right if left is None else left - a @ right)
+            wide = r.astype(np.float64)
+            np.copyto(g, a.T @ wide)
+            np.copyto(squares, np.einsum("ij,ij->j", wide, wide))
+        elif n and d and k:
+            kernel(a, right, left, r, g, squares, count)
+        elif left is not None:
+            np.copyto(r, left)
+            np.copyto(squares, np.square(left, dtype=np.float64).sum(axis=0))
+        gradient = g.astype(a.dtype)
+    given = [(a, "A"), (right, "x")] + ([] if left is None else [(left, "b")])
+    inputs.finite_result(squares, "the residual", *given)
+    inputs.finite_result(gradient, "the gradient", *given)
+    wrap = inputs.wrapper(A)
+    norms = np.sqrt(squares)
+    if len(x.shape) == 1:
+        return ResidualGradient(wrap(gradient[:, 0]), wrap(r[:, 0]), float(norms[0]))
+    return ResidualGradient(wrap(gradient), wrap(r), wrap(norms))
+
+
+def _side(x: Array, name: str, rows: int, dtype: np.dtype) -> np.ndarray:
+    a = inputs.dense_of(inputs.rows_of(x, name))
+    if a.shape[0] != rows:
+        raise ValueError(f"{name} must have shape ({rows},) or ({rows}, k), got {tuple(x.shape)}")
+    checks.same_type(a, name, dtype, "A")
+    return np.ascontiguousarray(a)

@@ -1,0 +1,226 @@
+"""Passes over the rows of a tall matrix, dense or sparse, and the factor that makes it orthonormal.
+
+Scores and samplers see A only through ``Q = A M``, whose columns are orthonormal. M is d x rank, is
+small, and comes from a sketch of A that one more pass makes exact.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import linalg, sparse
+
+from quadric import backends, checks, threads
+from quadric.errors import LinAlgError
+from quadric.sketch import inputs
+
+NNZ = 8  # nonzeros per column of the sketch
+
+_SPARSE_BLOCK = 4096  # rows of a sparse matrix that are made dense at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of A, float32 or float64, at least one row and one column.
+
+    Callers hold the BLAS pools to one thread, because the kernels call BLAS from their own.
+    """
+
+    a: inputs.Rows
+    name: str
+    backend: str | None
+    n_threads: int | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        n, d = self.a.shape
+        return int(n), int(d)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the entries."""
+        return np.dtype(self.a.dtype)
+
+    def gram(self, weights: np.ndarray | None = None) -> np.ndarray:
+        """Return ``A^T diag(weights) A``, float64."""
+
+        def add(part: slice, block: np.ndarray, out: np.ndarray) -> None:
+            w = None if weights is None else np.ascontiguousarray(weights[part])
+            self._run("weighted_gram", block, w, out)
+
+        return self._sum(add)
+
+    def preconditioned_gram(self, inverse: np.ndarray) -> np.ndarray:
+        """Return ``(A inverse)^T (A inverse)``, float64, for an upper triangular matrix."""
+        inverse = np.ascontiguousarray(inverse)
+
+        def add(_: slice, block: np.ndarray, out: np.ndarray) -> None:
+            self._run("preconditioned_gram", block, inverse, out)
+
+        return self._sum(add)
+
+    def norms(self, M: np.ndarray | None = None) -> np.ndarray:
+        """Return the squared norms of the rows of ``A M``, shape (n,), float64."""
+        out = np.zeros(self.shape[0])
+        if M is not None and not M.shape[1]:
+            return out
+        M = None if M is None else np.ascontiguousarray(M)
+        for part, block in self._blocks():
+            self._run("row_norms", block, M, out[part])
+        return out
+
+    def sketch(self, m: int, seed: int) -> np.ndarray:
+        """Return an m x d sketch of A by sparse signs, unscaled, float64."""
+        out = np.zeros((m, self.shape[1]), self.dtype)
+        for part, block in self._blocks():
+            self._run("sparse_sign", block, part.start, seed, NNZ, out)
+        return out.astype(np.float64, copy=False)
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Return some rows as a dense float64 matrix."""
+        return inputs.dense_of(self.a[index]).astype(np.float64, copy=False)
+
+    def times(self, M: np.ndarray, dtype: Any = None) -> np.ndarray:
+        """Return ``A M``, computed in float64 block by block and rounded once."""
+        n, d = self.shape
+        out = np.empty((n, *M.shape[1:]), self.dtype if dtype is None else dtype)
+        for part, block in self._blocks(max(262_144 // d, 16)):
+            out[part] = block.astype(np.float64, copy=False) @ M
+        return out
+
+    def columns(self, index: np.ndarray) -> "Rows":
+        """Return some of the columns, copied."""
+        return Rows(self.a[:, index], self.name, self.backend, self.n_threads)
+
+    def refuse_what_is_not_finite(self) -> None:
+        """Name the first NaN or Inf; entries that are finite have overflowed."""
+        inputs.finite(self.a, self.name)
+        raise ValueError(f"{self.name} must have squared norms that float64 can hold")
+
+    def _blocks(self, size: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+        n = self.shape[0]
+        size = size or (n if isinstance(self.a, np.ndarray) else _SPARSE_BLOCK)
+        for first in range(0, n, size):
+            part = slice(first, min(first + size, n))
+            yield part, inputs.dense_of(self.a[part])
+
+    def _sum(self, add: Any) -> np.ndarray:
+        d = self.shape[1]
+        total, out = np.zeros((d, d)), np.empty((d, d))
+        for part, block in self._blocks():
+            add(part, block, out)
+            total += out
+        return total
+
+    def _run(self, kernel: str, *arguments: Any) -> None:
+        run = backends.resolve(f"sketch.{kernel}", self.backend)
+        run(*arguments, threads.resolve(self.n_threads))
+
+
+def check_rows(A: Any, name: str, backend: str | None, n_threads: int | None) -> Rows:
+    """Return the rows of `A`: an array, or a sparse matrix of SciPy, which becomes CSR."""
+    backends.resolve("sketch.row_norms", backend)
+    threads.resolve(n_threads)
+    a = inputs.rows_of(A, name) if sparse.issparse(A) else checks.matrix(A, name)
+    if 0 in a.shape:
+        raise ValueError(f"{name} must have at least one row and column, got shape {a.shape}")
+    return Rows(a, name, backend, n_threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A basis of the range of A.
+
+    Attributes
+    ----------
+    M : array of float64, shape (d, rank)
+        ``A M`` has orthonormal columns. Rows of columns of A that are not needed are 0.
+    R : array of float64, shape (rank, rank)
+        Upper triangular, with ``A[:, kept] = (A M) R``.
+    kept : array of int64, shape (rank,)
+        Columns of A that span its range, in the order of R.
+    """
+
+    M: np.ndarray
+    R: np.ndarray
+    kept: np.ndarray
+
+    @property
+    def rank(self) -> int:
+        """Numerical rank of A."""
+        return len(self.kept)
+
+
+def factorize(rows: Rows, *, ridge: float = 0.0, exact: bool = True, seed: int = 0) -> Factor:
+    """Return the factor of ``[A; sqrt(ridge) I]``.
+
+    A tall matrix is sketched to ``R1 = qr(S A)``; then ``G = (A R1^-1)^T (A R1^-1)`` is close to I
+    and its Cholesky factor C gives ``R = C R1`` with the accuracy of a QR factorization of A,
+    because ``A R1^-1`` has a small condition number whatever that of A. Without `exact` R is R1.
+
+    A column counts as dependent on others when what is left of it, relative to its norm, is below
+    10 d eps, with the eps of the dtype of A.
+    """
+    n, d = rows.shape
+    # Nine rows per block at least: two rows of A that meet in every block look the same.
+    m = NNZ * (8 - (-4 * d // NNZ) if exact else 8 - (-16 * d // NNZ))
+    direct = n <= 2 * m
+    top = rows.take(np.arange(n)) if direct else rows.sketch(m, seed) / np.sqrt(NNZ)
+    if not np.isfinite(top).all():
+        rows.refuse_what_is_not_finite()
+    if ridge:
+        top = np.concatenate((top, np.sqrt(ridge) * np.eye(d)))
+    first = _triangle(top, 10 * d * float(np.finfo(rows.dtype).eps))
+    if direct or not exact or not first.rank:
+        return first
+    if first.rank < d:
+        # Ridge needs every column, and has them all unless it is tiny.
+        if ridge:
+            raise LinAlgError(
+                f"ridge must be larger: {rows.name} has rank {first.rank} of {d} with it"
+            )
+        part = factorize(rows.columns(first.kept), seed=seed)
+        M = np.zeros((d, part.rank))
+        M[first.kept] = part.M
+        return Factor(M, part.R, first.kept[part.kept])
+    order = first.kept
+    inverse = linalg.solve_triangular(first.R, np.eye(d))
+    straight = bool((order == np.arange(d)).all())
+    G = (rows if straight else rows.columns(order)).preconditioned_gram(inverse)
+    if ridge:
+        G += ridge * inverse.T @ inverse
+    try:
+        C = linalg.cholesky(G)
+    except (linalg.LinAlgError, ValueError):
+        raise LinAlgError(
+            f"{rows.name} could not be made orthonormal: its sketch lost a direction; try another "
+            "seed"
+        ) from None
+    M = np.empty((d, d))
+    M[order] = linalg.solve_triangular(C.T, inverse.T, lower=True).T
+    return Factor(M, C @ first.R, order)
+
+
+def _triangle(a: np.ndarray, tol: float) -> Factor:
+    """Return the factor of a small matrix, its columns in their own order at rank d."""
+    n, d = a.shape
+    norms = np.sqrt(np.einsum("ij,ij->j", a, a))
+    scale = np.where(norms > 0, norms, 1.0)
+    R = linalg.qr(a / scale, mode="r", check_finite=False)[0][:d]
+    kept = np.arange(d)
+    if n < d or _reciprocal_condition(R) < 4 * tol:
+        R, order = linalg.qr(R, mode="r", pivoting=True, check_finite=False)
+        pivots = np.abs(R.diagonal())
+        rank = int((pivots > tol).sum()) if norms.any() else 0
+        R, kept = R[:rank, :rank], order[:rank].astype(np.int64)
+    M = np.zeros((d, len(kept)))
+    if len(kept):
+        M[kept] = linalg.solve_triangular(R, np.eye(len(kept))) / scale[kept, None]
+    return Factor(M, R * scale[kept], kept)
+
+
+def _reciprocal_condition(R: np.ndarray) -> float:
+    value, _ = linalg.lapack.dtrcon(R, norm="1", uplo="U")
+    return float(value)
