@@ -59,74 +59,90 @@ void places(std::uint64_t seed, std::uint64_t first, std::int64_t rows, std::int
             std::int32_t* out) {
   constexpr std::int64_t kPiece = 512;
   std::uint32_t memory[kPiece + 8];
+  std::int32_t codes[kPiece];
   const std::int64_t count = rows * nnz;
-  std::int64_t k = 0;
+  std::int64_t i = 0, k = 0;
   for (std::int64_t begin = 0; begin < count; begin += kPiece) {
     const std::int64_t size = smaller(kPiece, count - begin);
     const std::uint32_t* const words =
         write_words(seed, kSparseStream, first + static_cast<std::uint64_t>(begin), size, memory);
-    std::int32_t* const to = out + begin;
-    for (std::int64_t i = 0; i < size; ++i) {
-      const std::uint64_t row = (static_cast<std::uint64_t>(words[i] >> 1) * static_cast<std::uint64_t>(block)) >> 31;
-      to[i] = static_cast<std::int32_t>(row << 1 | (words[i] & 1));
+    for (std::int64_t e = 0; e < size; ++e) {
+      const std::uint64_t row = (static_cast<std::uint64_t>(words[e] >> 1) * static_cast<std::uint64_t>(block)) >> 31;
+      codes[e] = static_cast<std::int32_t>(row << 1 | (words[e] & 1));
     }
-    if (nnz == 1) continue;
-    for (std::int64_t i = 0; i < size; ++i) {
-      to[i] += static_cast<std::int32_t>(2 * k * block);
-      k = k + 1 == nnz ? 0 : k + 1;
+    if (nnz == 1) {
+      copy(out + begin, codes, size);
+      continue;
+    }
+    for (std::int64_t e = 0; e < size; ++e) {
+      out[k * rows + i] = codes[e];
+      if (++k == nnz) {
+        k = 0;
+        ++i;
+      }
     }
   }
 }
 
 template <class T>
-struct Scatter {
+struct Pack {
   const T* A;
   std::int64_t stride, rows;
-  const std::int32_t* places;
-  std::int64_t nnz;
   T* tile;
   template <int lines>
   void operator()() const {
-    constexpr int kVectors = lines * kLineVectors;
     constexpr std::int64_t kWidth = lines * kLineEntries<T>;
-    const std::int32_t* place = places;
     for (std::int64_t i = 0; i < rows; ++i) {
       const T* const a = A + i * stride;
-      V<T> x[kVectors];
-      for (int v = 0; v < kVectors; ++v) x[v] = loose(a + v * kLanes<T>);
       for (int line = 0; line < lines; ++line) __builtin_prefetch(a + kAhead * stride + line * kLineEntries<T>);
-      for (std::int64_t k = 0; k < nnz; ++k) {
-        const std::int32_t where = *place++;
-        T* const to = tile + (where >> 1) * kWidth;
-        const I<T> sign = sign_of<T>(where);
-        for (int v = 0; v < kVectors; ++v) vec(to + v * kLanes<T>) += flip<T>(x[v], sign);
-      }
+      for (std::int64_t j = 0; j < kWidth; j += kLanes<T>) vec(tile + i * kWidth + j) = loose(a + j);
     }
   }
 };
 
 template <class T>
-void scatter(const T* A, std::int64_t stride, std::int64_t rows, const std::int32_t* places, std::int64_t nnz,
-             std::int64_t lines, T* tile) {
-  with_lines(lines, Scatter<T>{A, stride, rows, places, nnz, tile});
+void pack(const T* A, std::int64_t stride, std::int64_t rows, std::int64_t lines, T* tile) {
+  with_lines(lines, Pack<T>{A, stride, rows, tile});
 }
 
 template <class T>
-void gather(const T* B, std::int64_t d, const std::int32_t* places, std::int64_t nnz, std::int64_t rows, T* out) {
-  for (std::int64_t i = 0; i < rows; ++i, places += nnz, out += d) {
+struct Scatter {
+  const T* tile;
+  std::int64_t rows;
+  const std::int32_t* places;
+  T* sums;
+  template <int lines>
+  void operator()() const {
+    constexpr std::int64_t kWidth = lines * kLineEntries<T>;
+    const I<T> signs[2] = {sign_of<T>(0), sign_of<T>(1)};
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const T* const a = tile + i * kWidth;
+      const std::int32_t where = places[i];
+      T* const to = sums + (where >> 1) * kWidth;
+      for (std::int64_t j = 0; j < kWidth; j += kLanes<T>) vec(to + j) += flip<T>(vec(a + j), signs[where & 1]);
+    }
+  }
+};
+
+template <class T>
+void scatter(const T* tile, std::int64_t rows, const std::int32_t* places, std::int64_t lines, T* sums) {
+  with_lines(lines, Scatter<T>{tile, rows, places, sums});
+}
+
+template <class T>
+void gather(const T* B, std::int64_t d, const std::int32_t* places, std::int64_t nnz, std::int64_t block,
+            std::int64_t rows, T* out) {
+  for (std::int64_t i = 0; i < rows; ++i, out += d) {
+    const auto from = [&](std::int64_t k) { return B + (k * block + (places[k * rows + i] >> 1)) * d; };
     std::int64_t j = 0;
     for (; j + kLanes<T> <= d; j += kLanes<T>) {
       V<T> sum{};
-      for (std::int64_t k = 0; k < nnz; ++k)
-        sum += flip<T>(loose(B + (places[k] >> 1) * d + j), sign_of<T>(places[k]));
+      for (std::int64_t k = 0; k < nnz; ++k) sum += flip<T>(loose(from(k) + j), sign_of<T>(places[k * rows + i]));
       loose(out + j) = sum;
     }
     for (; j < d; ++j) {
       T sum = 0;
-      for (std::int64_t k = 0; k < nnz; ++k) {
-        const T b = B[(places[k] >> 1) * d + j];
-        sum += (places[k] & 1) != 0 ? -b : b;
-      }
+      for (std::int64_t k = 0; k < nnz; ++k) sum += (places[k * rows + i] & 1) != 0 ? -from(k)[j] : from(k)[j];
       out[j] = sum;
     }
   }
@@ -439,7 +455,7 @@ const DrawKernels& draw_kernels() {
 
 template <class T>
 const SketchKernels<T>& sketch_kernels() {
-  static constexpr SketchKernels<T> kernels = {scatter<T>,          gather<T>,      signed_rows<T>,
+  static constexpr SketchKernels<T> kernels = {pack<T>, scatter<T>,          gather<T>,      signed_rows<T>,
                                                transform<T>,        transform_groups<T>, add_samples<T>,
                                                gaussian<T>,         rademacher<T>,  row_residuals<T>,
                                                column_residuals<T>, project<T>};

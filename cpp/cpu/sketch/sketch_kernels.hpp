@@ -16,8 +16,9 @@ template <class T>
 inline constexpr std::int64_t kLineEntries = kLine / static_cast<std::int64_t>(sizeof(T));
 
 struct DrawKernels {
-  // Where `rows` columns of a sparse sign matrix have their entries, nnz each: 2 row + (sign < 0). The first of them is
-  // number `first` of the stream; blocks of `block` rows.
+  // Where `rows` columns of a sparse sign matrix have their entries, nnz each, for `block` rows a block: entry k of
+  // column i is out[k rows + i] = 2 (row within the block) + (sign < 0). The first of them is number `first` of the
+  // stream.
   void (*places)(std::uint64_t seed, std::uint64_t first, std::int64_t rows, std::int64_t nnz, std::int64_t block,
                  std::int32_t* out);
   // Words [first, first + count) of a stream; room for eight more. Returns where they begin.
@@ -27,11 +28,13 @@ struct DrawKernels {
 
 template <class T>
 struct SketchKernels {
-  // Row places[i nnz + k] / 2 of the tile += +-(row i of A), for `rows` rows that are `stride` apart.
-  void (*scatter)(const T* A, std::int64_t stride, std::int64_t rows, const std::int32_t* places, std::int64_t nnz,
-                  std::int64_t lines, T* tile);
-  // Row i of out = sum_k +-(row places[i nnz + k] / 2 of B), rows of d contiguous entries.
-  void (*gather)(const T* B, std::int64_t d, const std::int32_t* places, std::int64_t nnz, std::int64_t rows, T* out);
+  // Tile = rows of A that are `stride` apart.
+  void (*pack)(const T* A, std::int64_t stride, std::int64_t rows, std::int64_t lines, T* tile);
+  // Row places[i] / 2 of the sums += +-(row i of the tile).
+  void (*scatter)(const T* tile, std::int64_t rows, const std::int32_t* places, std::int64_t lines, T* sums);
+  // Row i of out = sum_k +-(row places[k rows + i] / 2 of block k of B), rows of d contiguous entries.
+  void (*gather)(const T* B, std::int64_t d, const std::int32_t* places, std::int64_t nnz, std::int64_t block,
+                 std::int64_t rows, T* out);
   // Tile = rows of A that are `stride` apart, with the sign of bit `bit` + i of the words.
   void (*signed_rows)(const T* A, std::int64_t stride, std::int64_t rows, const std::uint32_t* words,
                       std::int64_t bit, std::int64_t lines, T* tile);

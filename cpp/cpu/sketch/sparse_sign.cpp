@@ -11,10 +11,9 @@ namespace {
 
 using namespace detail;
 
-// Rows of A that all tiles of a thread take before the next ones: reading narrow columns of many rows would cost page
-// walks, coming back to a tile too often its way through the caches.
-constexpr std::int64_t kEntries = 1 << 20;  // of A
-constexpr std::int64_t kRows = 256;         // for each entry of a column of S
+// A block of the rows of S that are added to stays in the first-level cache where it can, and as many rows of A as are
+// added to one block after the other, and those of the next tile, in the second.
+constexpr std::int64_t kFirstCache = 40 << 10, kSecondCache = 1 << 19;  // bytes
 
 void check(std::int64_t m, std::int64_t nnz, const Place& place) {
   QUADRIC_REQUIRE(nnz >= 1, "nnz must be at least 1");
@@ -40,27 +39,31 @@ void sparse_sign(const Execution& exec, MatrixView<const T> A, Place place, std:
   if (A.empty() || m == 0) return;
   const int n_threads =
       std::min(pass_threads(exec, n * A.cols * nnz), thread_count(exec, ceil_div(A.cols, kLineEntries<T>)));
-  const Tiles<T> tiles(m, A.cols, n_threads);
-  const std::int64_t most = std::clamp<std::int64_t>(kEntries / A.cols, 1, std::min(n, kRows * nnz));
+  const std::int64_t block = m / nnz;
+  const Tiles<T> tiles(block, A.cols, n_threads, block * kLine <= kFirstCache ? kFirstCache : kSecondCache);
+  const std::int64_t most = std::clamp<std::int64_t>(kSecondCache / (tiles.lines * kLine), 1, n);
   const std::int64_t size = m * tiles.width;
-  const Buffer<T> sums(tiles.count * size), copies(n_threads * kCopied * tiles.width);
+  const Buffer<T> sums(tiles.count * size), copies(n_threads * most * tiles.width);
   const Buffer<std::int32_t> places(n_threads * most * nnz);
   const auto& kernels = sketch_kernels<T>();
   const MatrixView<const T> before = out;
   parallel_for(n_threads, n_threads, [&](std::int64_t share, int) {
     std::int32_t* const own = places.data() + share * most * nnz;
+    T* const copy = copies.data() + share * most * tiles.width;
     for_share(tiles, share, n_threads, [&](std::int64_t t) {
       copy_rows(before, 0, m, t * tiles.width, tiles.columns(t), tiles.width, sums.data() + t * size);
     });
     for (std::int64_t begin = 0; begin < n; begin += most) {
-      const std::int64_t end = std::min(n, begin + most);
-      find_places(place, begin, end - begin, nnz, m, own);
+      const std::int64_t rows = std::min(most, n - begin);
+      find_places(place, begin, rows, nnz, m, own);
       for_share(tiles, share, n_threads, [&](std::int64_t t) {
-        for_rows(A, tiles, t, begin, end, copies.data() + share * kCopied * tiles.width,
-                 [&](const T* rows, std::int64_t stride, std::int64_t first, std::int64_t count) {
-                   kernels.scatter(rows, stride, count, own + (first - begin) * nnz, nnz, tiles.lines,
-                                   sums.data() + t * size);
-                 });
+        // Packed always: rows that are powers of two apart would share a few places of the caches.
+        if (A.col_stride == 1 && tiles.columns(t) == tiles.width)
+          kernels.pack(A.data + begin * A.row_stride + t * tiles.width, A.row_stride, rows, tiles.lines, copy);
+        else
+          copy_rows(A, begin, rows, t * tiles.width, tiles.columns(t), tiles.width, copy);
+        for (std::int64_t k = 0; k < nnz; ++k)
+          kernels.scatter(copy, rows, own + k * rows, tiles.lines, sums.data() + t * size + k * block * tiles.width);
       });
     }
   });
@@ -86,7 +89,7 @@ void sparse_sign_rows(const Execution& exec, MatrixView<const T> B, Place place,
     const std::int64_t begin = p * piece, count = std::min(piece, n - begin);
     std::int32_t* const own = places.data() + worker * piece * nnz;
     find_places(place, begin, count, nnz, m, own);
-    sketch_kernels<T>().gather(rows.data(), d, own, nnz, count, out.data + begin * d);
+    sketch_kernels<T>().gather(rows.data(), d, own, nnz, m / nnz, count, out.data + begin * d);
   });
 }
 
@@ -96,7 +99,7 @@ void sparse_sign_csr(const Execution& exec, const SparseRows<T, Index>& A, Place
   const std::int64_t n = A.rows, m = out.rows, d = out.cols;
   check(m, nnz, place);
   if (n == 0 || out.empty()) return;
-  const std::int64_t most = std::min(n, std::max<std::int64_t>(1, kEntries / nnz));
+  const std::int64_t most = std::min(n, std::max<std::int64_t>(1, kSecondCache / nnz));
   std::vector<std::int32_t> places(static_cast<std::size_t>(most * nnz));
   // Each of the nnz blocks of rows of S belongs to one thread.
   const int n_threads =
@@ -107,8 +110,8 @@ void sparse_sign_csr(const Execution& exec, const SparseRows<T, Index>& A, Place
     parallel_for(n_threads, n_threads, [&](std::int64_t share, int) {
       for (std::int64_t i = begin; i < end; ++i)
         for (std::int64_t k = nnz * share / n_threads; k < nnz * (share + 1) / n_threads; ++k) {
-          const std::int32_t where = places[static_cast<std::size_t>((i - begin) * nnz + k)];
-          T* const to = out.data + (where >> 1) * d;
+          const std::int32_t where = places[static_cast<std::size_t>(k * (end - begin) + i - begin)];
+          T* const to = out.data + (k * (m / nnz) + (where >> 1)) * d;
           const T sign = (where & 1) != 0 ? T(-1) : T(1);
           for (Index e = A.starts[i]; e < A.starts[i + 1]; ++e) to[A.columns[e]] += sign * A.values[e];
         }

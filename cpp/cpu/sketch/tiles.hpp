@@ -19,11 +19,10 @@ inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1
 
 template <class T>
 struct Tiles {
-  // Tiles of `rows` rows in cache at a time, as many for each thread where that can be.
-  Tiles(std::int64_t rows, std::int64_t d_, int n_threads) : d(d_) {
-    constexpr std::int64_t kCache = 1 << 20;  // bytes
+  // Tiles of `rows` rows in `cache` bytes, as many for each thread where that can be.
+  Tiles(std::int64_t rows, std::int64_t d_, int n_threads, std::int64_t cache = 1 << 20) : d(d_) {
     const std::int64_t all = ceil_div(d, kLineEntries<T>);
-    const std::int64_t most = std::clamp<std::int64_t>(kCache / (rows * kLine), 1, kMostLines);
+    const std::int64_t most = std::clamp<std::int64_t>(cache / (rows * kLine), 1, kMostLines);
     lines = ceil_div(all, std::min(all, ceil_div(ceil_div(all, most), n_threads) * n_threads));
     width = lines * kLineEntries<T>;
     count = ceil_div(d, width);
