@@ -12,7 +12,7 @@ using namespace detail;
 // One stage: groups of `size` rows that are `step` apart, for every group, in tiles of columns.
 template <class T>
 void stage(int n_threads, const Cube<T>& X, std::int64_t step, std::int64_t size) {
-  const Tiles<T> tiles(size, X.inner, 1);
+  const Tiles<T> tiles(X.inner, most_lines(size, 1 << 20), 1);
   const std::int64_t groups = X.rows / size, tasks = X.outer * groups * tiles.count;
   const Buffer<T> spaces(n_threads * size * tiles.width);
   const auto& kernels = sketch_kernels<T>();
@@ -20,12 +20,13 @@ void stage(int n_threads, const Cube<T>& X, std::int64_t step, std::int64_t size
     const std::int64_t t = task % tiles.count, group = task / tiles.count % groups, o = task / tiles.count / groups;
     const std::int64_t first = group / step * step * size + group % step, columns = tiles.columns(t);
     T* const tile = spaces.data() + worker * size * tiles.width;
-    const MatrixView<T> rows(X.data + o * X.outer_stride + first * X.row_stride + t * tiles.width * X.inner_stride, size,
+    const std::int64_t width = tiles.packed(t);
+    const MatrixView<T> rows(X.data + o * X.outer_stride + first * X.row_stride + tiles.first(t) * X.inner_stride, size,
                              columns, step * X.row_stride, X.inner_stride);
-    copy_rows(MatrixView<const T>(rows), 0, size, 0, columns, tiles.width, tile);
-    kernels.transform(tile, size, tiles.lines);
+    copy_rows(MatrixView<const T>(rows), 0, size, 0, columns, width, tile);
+    kernels.transform(tile, size, 1, tiles.lines(t));
     for (std::int64_t i = 0; i < size; ++i)
-      for (std::int64_t j = 0; j < columns; ++j) rows(i, j) = tile[i * tiles.width + j];
+      for (std::int64_t j = 0; j < columns; ++j) rows(i, j) = tile[i * width + j];
   });
 }
 
@@ -50,7 +51,7 @@ void vectors(int n_threads, const Cube<T>& X, std::int64_t size) {
       }
       std::copy_n(x, size, tile);
       kernels.transform_groups(tile, size, group);
-      kernels.transform(tile, size / group, 1);
+      kernels.transform(tile, size / group, 1, 1);
       std::copy_n(tile, size, x);
     }
   });

@@ -13,6 +13,7 @@ namespace {
 using namespace detail;
 
 constexpr std::int64_t kBlock = 256;  // rows that stay in cache between the two products
+constexpr std::int64_t kCopied = 64;  // rows that are copied at a time, where they must be
 
 template <class T>
 struct Pass {

@@ -13,7 +13,7 @@ namespace {
 using namespace quadric::QUADRIC_LEVEL;
 
 constexpr std::uint32_t kSparseStream = 0, kDenseStream = 4;
-constexpr std::int64_t kAhead = 16;  // rows that are fetched before they are needed
+constexpr std::int64_t kAhead = 64, kNear = 4;  // rows that are fetched before they are needed
 constexpr int kLineVectors = 64 / QUADRIC_VECTOR_BYTES;
 
 template <class T>
@@ -86,52 +86,64 @@ void places(std::uint64_t seed, std::uint64_t first, std::int64_t rows, std::int
 
 template <class T>
 struct Pack {
-  const T* A;
-  std::int64_t stride, rows;
-  T* tile;
+  Packing<T>& packing;
+  std::int64_t rows;
   template <int lines>
   void operator()() const {
     constexpr std::int64_t kWidth = lines * kLineEntries<T>;
-    for (std::int64_t i = 0; i < rows; ++i) {
-      const T* const a = A + i * stride;
-      for (int line = 0; line < lines; ++line) __builtin_prefetch(a + kAhead * stride + line * kLineEntries<T>);
-      for (std::int64_t j = 0; j < kWidth; j += kLanes<T>) vec(tile + i * kWidth + j) = loose(a + j);
+    for (; packing.done < rows; ++packing.done) {
+      const T* const a = packing.from + packing.done * packing.stride;
+      T* const to = packing.to + packing.done * kWidth;
+      const std::int64_t at = packing.bit + packing.done;
+      const I<T> sign = sign_of<T>(packing.signs[at >> 5] >> (at & 31));
+      for (int line = 0; line < lines; ++line)
+        __builtin_prefetch(a + kAhead * packing.stride + line * kLineEntries<T>, 0, 2);
+      for (std::int64_t j = 0; j < kWidth; j += kLanes<T>) vec(to + j) = flip<T>(loose(a + j), sign);
     }
   }
 };
 
 template <class T>
-void pack(const T* A, std::int64_t stride, std::int64_t rows, std::int64_t lines, T* tile) {
-  with_lines(lines, Pack<T>{A, stride, rows, tile});
+void pack(Packing<T>& packing, std::int64_t rows, std::int64_t lines) {
+  with_lines(lines, Pack<T>{packing, rows});
 }
 
 template <class T>
 struct Scatter {
-  const T* tile;
-  std::int64_t rows;
+  const T* A;
+  std::int64_t stride, rows;
   const std::int32_t* places;
+  std::int64_t nnz, block;
   T* sums;
   template <int lines>
   void operator()() const {
+    constexpr int kVectors = lines * kLineVectors;
     constexpr std::int64_t kWidth = lines * kLineEntries<T>;
     const I<T> signs[2] = {sign_of<T>(0), sign_of<T>(1)};
     for (std::int64_t i = 0; i < rows; ++i) {
-      const T* const a = tile + i * kWidth;
-      const std::int32_t where = places[i];
-      T* const to = sums + (where >> 1) * kWidth;
-      for (std::int64_t j = 0; j < kWidth; j += kLanes<T>) vec(to + j) += flip<T>(vec(a + j), signs[where & 1]);
+      const T* const a = A + i * stride;
+      for (int line = 0; line < lines; ++line) __builtin_prefetch(a + kNear * stride + line * kLineEntries<T>);
+      V<T> x[kVectors];
+      for (int v = 0; v < kVectors; ++v) x[v] = loose(a + v * kLanes<T>);
+      for (std::int64_t k = 0; k < nnz; ++k) {
+        const std::int32_t where = places[k * rows + i];
+        T* const to = sums + (k * block + (where >> 1)) * kWidth;
+        const I<T> sign = signs[where & 1];
+        for (int v = 0; v < kVectors; ++v) vec(to + v * kLanes<T>) += flip<T>(x[v], sign);
+      }
     }
   }
 };
 
 template <class T>
-void scatter(const T* tile, std::int64_t rows, const std::int32_t* places, std::int64_t lines, T* sums) {
-  with_lines(lines, Scatter<T>{tile, rows, places, sums});
+void scatter(const T* A, std::int64_t stride, std::int64_t rows, const std::int32_t* places, std::int64_t nnz,
+             std::int64_t block, std::int64_t lines, T* sums) {
+  with_lines(lines, Scatter<T>{A, stride, rows, places, nnz, block, sums});
 }
 
 template <class T>
-void gather(const T* B, std::int64_t d, const std::int32_t* places, std::int64_t nnz, std::int64_t block,
-            std::int64_t rows, T* out) {
+void adjoint(const T* B, std::int64_t d, const std::int32_t* places, std::int64_t nnz, std::int64_t block,
+             std::int64_t rows, T* out) {
   for (std::int64_t i = 0; i < rows; ++i, out += d) {
     const auto from = [&](std::int64_t k) { return B + (k * block + (places[k * rows + i] >> 1)) * d; };
     std::int64_t j = 0;
@@ -149,32 +161,6 @@ void gather(const T* B, std::int64_t d, const std::int32_t* places, std::int64_t
 }
 
 // ---- Hadamard transforms -------------------------------------------------------------------------------------------
-
-template <class T>
-struct SignedRows {
-  const T* A;
-  std::int64_t stride, rows;
-  const std::uint32_t* words;
-  std::int64_t bit;
-  T* tile;
-  template <int lines>
-  void operator()() const {
-    constexpr std::int64_t kWidth = lines * kLineEntries<T>;
-    for (std::int64_t i = 0; i < rows; ++i) {
-      const T* const a = A + i * stride;
-      const std::int64_t at = bit + i;
-      const I<T> sign = sign_of<T>(words[at >> 5] >> (at & 31));
-      for (int line = 0; line < lines; ++line) __builtin_prefetch(a + kAhead * stride + line * kLineEntries<T>);
-      for (std::int64_t j = 0; j < kWidth; j += kLanes<T>) vec(tile + i * kWidth + j) = flip<T>(loose(a + j), sign);
-    }
-  }
-};
-
-template <class T>
-void signed_rows(const T* A, std::int64_t stride, std::int64_t rows, const std::uint32_t* words, std::int64_t bit,
-                 std::int64_t lines, T* tile) {
-  with_lines(lines, SignedRows<T>{A, stride, rows, words, bit, tile});
-}
 
 // The transform of R numbers that are `step` apart, for every vector of a row.
 template <int R, class T>
@@ -200,9 +186,8 @@ inline void transform_pass(T* tile, std::int64_t rows, std::int64_t h, std::int6
 }
 
 template <class T>
-void transform(T* tile, std::int64_t rows, std::int64_t lines) {
+void transform(T* tile, std::int64_t rows, std::int64_t h, std::int64_t lines) {
   const std::int64_t width = lines * kLineEntries<T>;
-  std::int64_t h = 1;
   for (; 8 * h <= rows; h *= 8) transform_pass<8>(tile, rows, h, width);
   if (4 * h <= rows) {
     transform_pass<4>(tile, rows, h, width);
@@ -356,6 +341,7 @@ inline double residuals_of_rows(const T* A, std::int64_t stride, std::int64_t d,
   for (; j + 2 * L <= d; j += 2 * L) {
     const V<double> x0 = loose(x + j), x1 = loose(x + j + L);
     for (int i = 0; i < R; ++i) {
+      if (i < (R + 1) / 2) __builtin_prefetch(A + (i + R) * stride + j);
       sum[i] += read(A + i * stride + j) * x0;
       more[i] += read(A + i * stride + j + L) * x1;
     }
@@ -371,7 +357,10 @@ inline double residuals_of_rows(const T* A, std::int64_t stride, std::int64_t d,
   if (g == nullptr) return norm;
   for (j = 0; j + L <= d; j += L) {
     V<double> s = loose(g + j);
-    for (int i = 0; i < R; ++i) s += read(A + i * stride + j) * y[i];
+    for (int i = 0; i < R; ++i) {
+      if (i >= (R + 1) / 2) __builtin_prefetch(A + (i + R) * stride + j);
+      s += read(A + i * stride + j) * y[i];
+    }
     loose(g + j) = s;
   }
   for (; j < d; ++j)
@@ -455,10 +444,9 @@ const DrawKernels& draw_kernels() {
 
 template <class T>
 const SketchKernels<T>& sketch_kernels() {
-  static constexpr SketchKernels<T> kernels = {pack<T>, scatter<T>,          gather<T>,      signed_rows<T>,
-                                               transform<T>,        transform_groups<T>, add_samples<T>,
-                                               gaussian<T>,         rademacher<T>,  row_residuals<T>,
-                                               column_residuals<T>, project<T>};
+  static constexpr SketchKernels<T> kernels = {
+      pack<T>,        scatter<T>,    adjoint<T>,       transform<T>,        transform_groups<T>, add_samples<T>,
+      gaussian<T>,    rademacher<T>, row_residuals<T>, column_residuals<T>, project<T>};
   return kernels;
 }
 template const SketchKernels<float>& sketch_kernels<float>();

@@ -26,20 +26,30 @@ struct DrawKernels {
                           std::uint32_t* out);
 };
 
+// Rows of A on their way into a tile.
+template <class T>
+struct Packing {
+  const T* from = nullptr;
+  std::int64_t stride = 0;
+  T* to = nullptr;
+  std::int64_t done = 0;                 // rows so far
+  const std::uint32_t* signs = nullptr;  // row i changes sign if bit `bit` + i is set; none if null
+  std::int64_t bit = 0;
+};
+
 template <class T>
 struct SketchKernels {
-  // Tile = rows of A that are `stride` apart.
-  void (*pack)(const T* A, std::int64_t stride, std::int64_t rows, std::int64_t lines, T* tile);
-  // Row places[i] / 2 of the sums += +-(row i of the tile).
-  void (*scatter)(const T* tile, std::int64_t rows, const std::int32_t* places, std::int64_t lines, T* sums);
+  // Packs rows until there are so many, and asks memory for those to come.
+  void (*pack)(Packing<T>& packing, std::int64_t rows, std::int64_t lines);
+  // Row k block + places[k rows + i] / 2 of the sums, k < nnz, += +-(row i of A), for `rows` rows that are `stride` apart.
+  void (*scatter)(const T* A, std::int64_t stride, std::int64_t rows, const std::int32_t* places, std::int64_t nnz,
+                  std::int64_t block, std::int64_t lines, T* sums);
   // Row i of out = sum_k +-(row places[k rows + i] / 2 of block k of B), rows of d contiguous entries.
-  void (*gather)(const T* B, std::int64_t d, const std::int32_t* places, std::int64_t nnz, std::int64_t block,
+  void (*adjoint)(const T* B, std::int64_t d, const std::int32_t* places, std::int64_t nnz, std::int64_t block,
                  std::int64_t rows, T* out);
-  // Tile = rows of A that are `stride` apart, with the sign of bit `bit` + i of the words.
-  void (*signed_rows)(const T* A, std::int64_t stride, std::int64_t rows, const std::uint32_t* words,
-                      std::int64_t bit, std::int64_t lines, T* tile);
-  // Tile <- H tile; rows is a power of two.
-  void (*transform)(T* tile, std::int64_t rows, std::int64_t lines);
+  // Tile <- (H x I) tile with an identity of h rows, by which groups of as many rows are transformed already; rows and h
+  // are powers of two.
+  void (*transform)(T* tile, std::int64_t rows, std::int64_t h, std::int64_t lines);
   // The same within groups of consecutive entries, 2 to kLineEntries of them, of a vector.
   void (*transform_groups)(T* x, std::int64_t count, std::int64_t group);
   // Row s of sums += (-1)^popcount(upper[s] & b) row lower[s] of the tile.

@@ -11,9 +11,13 @@ namespace {
 
 using namespace detail;
 
-// A block of the rows of S that are added to stays in the first-level cache where it can, and as many rows of A as are
-// added to one block after the other, and those of the next tile, in the second.
-constexpr std::int64_t kFirstCache = 40 << 10, kSecondCache = 1 << 19;  // bytes
+// Rows of A that one tile of sums takes before the next tile: it stays in the second-level cache meanwhile, and what
+// memory reads beside its columns in the third.
+constexpr std::int64_t kPanel = 1 << 13;
+constexpr std::int64_t kPiece = 256;      // whose places are drawn together
+constexpr std::int64_t kSums = 1 << 20;  // bytes of a tile
+
+constexpr std::int64_t kEntries = 1 << 19;  // of S that are known at a time, for sparse A
 
 void check(std::int64_t m, std::int64_t nnz, const Place& place) {
   QUADRIC_REQUIRE(nnz >= 1, "nnz must be at least 1");
@@ -29,6 +33,22 @@ void find_places(const Place& place, std::int64_t begin, std::int64_t rows, std:
                         rows, nnz, m / nnz, out);
 }
 
+// Rows [begin, end) of A into a tile of sums.
+template <class T>
+void add_tile(const MatrixView<const T>& A, const Tiles<T>& tiles, std::int64_t t, std::int64_t begin,
+              std::int64_t end, std::int64_t nnz, std::int64_t block, std::int32_t* places, T* copies, T* sums) {
+  const auto& kernels = sketch_kernels<T>();
+  const std::int64_t lines = tiles.lines(t);
+  if (tiles.ready(A, t)) {
+    kernels.scatter(A.data + begin * A.row_stride + tiles.first(t), A.row_stride, end - begin, places, nnz, block, lines,
+                    sums);
+    return;
+  }
+  const std::int64_t width = tiles.packed(t);
+  copy_rows(A, begin, end - begin, tiles.first(t), tiles.columns(t), width, copies);
+  kernels.scatter(copies, width, end - begin, places, nnz, block, lines, sums);
+}
+
 }  // namespace
 
 template <class T>
@@ -37,39 +57,35 @@ void sparse_sign(const Execution& exec, MatrixView<const T> A, Place place, std:
   check(m, nnz, place);
   QUADRIC_REQUIRE(out.cols == A.cols, "out must have the columns of A");
   if (A.empty() || m == 0) return;
-  const int n_threads =
-      std::min(pass_threads(exec, n * A.cols * nnz), thread_count(exec, ceil_div(A.cols, kLineEntries<T>)));
+  const int n_threads = column_threads<T>(exec, A.cols, n * A.cols * nnz);
   const std::int64_t block = m / nnz;
-  const Tiles<T> tiles(block, A.cols, n_threads, block * kLine <= kFirstCache ? kFirstCache : kSecondCache);
-  const std::int64_t most = std::clamp<std::int64_t>(kSecondCache / (tiles.lines * kLine), 1, n);
-  const std::int64_t size = m * tiles.width;
-  const Buffer<T> sums(tiles.count * size), copies(n_threads * most * tiles.width);
-  const Buffer<std::int32_t> places(n_threads * most * nnz);
-  const auto& kernels = sketch_kernels<T>();
+  const Tiles<T> tiles(A.cols, most_lines(m, kSums), n_threads);
+  const std::int64_t size = m * tiles.width, piece = std::min(n, kPiece), panel = std::min(n, kPanel);
+  const Buffer<T> sums(tiles.count * size), copies(n_threads * piece * tiles.width);
+  const Buffer<std::int32_t> places(n_threads * panel * nnz);
   const MatrixView<const T> before = out;
   parallel_for(n_threads, n_threads, [&](std::int64_t share, int) {
-    std::int32_t* const own = places.data() + share * most * nnz;
-    T* const copy = copies.data() + share * most * tiles.width;
-    for_share(tiles, share, n_threads, [&](std::int64_t t) {
-      copy_rows(before, 0, m, t * tiles.width, tiles.columns(t), tiles.width, sums.data() + t * size);
+    std::int32_t* const own = places.data() + share * panel * nnz;
+    T* const copy = copies.data() + share * piece * tiles.width;
+    tiles.for_share(share, n_threads, [&](std::int64_t t) {
+      copy_rows(before, 0, m, tiles.first(t), tiles.columns(t), tiles.packed(t), sums.data() + t * size);
     });
-    for (std::int64_t begin = 0; begin < n; begin += most) {
-      const std::int64_t rows = std::min(most, n - begin);
-      find_places(place, begin, rows, nnz, m, own);
-      for_share(tiles, share, n_threads, [&](std::int64_t t) {
-        // Packed always: rows that are powers of two apart would share a few places of the caches.
-        if (A.col_stride == 1 && tiles.columns(t) == tiles.width)
-          kernels.pack(A.data + begin * A.row_stride + t * tiles.width, A.row_stride, rows, tiles.lines, copy);
-        else
-          copy_rows(A, begin, rows, t * tiles.width, tiles.columns(t), tiles.width, copy);
-        for (std::int64_t k = 0; k < nnz; ++k)
-          kernels.scatter(copy, rows, own + k * rows, tiles.lines, sums.data() + t * size + k * block * tiles.width);
+    for (std::int64_t begin = 0; begin < n; begin += panel) {
+      const std::int64_t end = std::min(n, begin + panel);
+      for (std::int64_t i = begin; i < end; i += piece)
+        find_places(place, i, std::min(piece, end - i), nnz, m, own + (i - begin) * nnz);
+      tiles.for_share(share, n_threads, [&](std::int64_t t) {
+        for (std::int64_t i = begin; i < end; i += piece)
+          add_tile(A, tiles, t, i, std::min(end, i + piece), nnz, block, own + (i - begin) * nnz, copy,
+                   sums.data() + t * size);
       });
     }
+    tiles.for_share(share, n_threads, [&](std::int64_t t) {
+      const T* const from = sums.data() + t * size;
+      for (std::int64_t i = 0; i < m; ++i)
+        std::copy_n(from + i * tiles.packed(t), tiles.columns(t), &out(i, tiles.first(t)));
+    });
   });
-  for (std::int64_t t = 0; t < tiles.count; ++t)
-    for (std::int64_t i = 0; i < m; ++i)
-      std::copy_n(sums.data() + t * size + i * tiles.width, tiles.columns(t), &out(i, t * tiles.width));
 }
 
 template <class T>
@@ -89,7 +105,7 @@ void sparse_sign_rows(const Execution& exec, MatrixView<const T> B, Place place,
     const std::int64_t begin = p * piece, count = std::min(piece, n - begin);
     std::int32_t* const own = places.data() + worker * piece * nnz;
     find_places(place, begin, count, nnz, m, own);
-    sketch_kernels<T>().gather(rows.data(), d, own, nnz, m / nnz, count, out.data + begin * d);
+    sketch_kernels<T>().adjoint(rows.data(), d, own, nnz, m / nnz, count, out.data + begin * d);
   });
 }
 
@@ -99,7 +115,7 @@ void sparse_sign_csr(const Execution& exec, const SparseRows<T, Index>& A, Place
   const std::int64_t n = A.rows, m = out.rows, d = out.cols;
   check(m, nnz, place);
   if (n == 0 || out.empty()) return;
-  const std::int64_t most = std::min(n, std::max<std::int64_t>(1, kSecondCache / nnz));
+  const std::int64_t most = std::min(n, std::max<std::int64_t>(1, kEntries / nnz));
   std::vector<std::int32_t> places(static_cast<std::size_t>(most * nnz));
   // Each of the nnz blocks of rows of S belongs to one thread.
   const int n_threads =

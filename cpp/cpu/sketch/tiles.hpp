@@ -13,29 +13,36 @@
 
 namespace quadric::sketch::detail {
 
-inline constexpr std::int64_t kCopied = 64;  // rows of A that are copied at a time, where they must be
-
 inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
+// Columns in tiles of whole lines, about the same number of lines in each, and as many tiles for each thread.
 template <class T>
 struct Tiles {
-  // Tiles of `rows` rows in `cache` bytes, as many for each thread where that can be.
-  Tiles(std::int64_t rows, std::int64_t d_, int n_threads, std::int64_t cache = 1 << 20) : d(d_) {
-    const std::int64_t all = ceil_div(d, kLineEntries<T>);
-    const std::int64_t most = std::clamp<std::int64_t>(cache / (rows * kLine), 1, kMostLines);
-    lines = ceil_div(all, std::min(all, ceil_div(ceil_div(all, most), n_threads) * n_threads));
-    width = lines * kLineEntries<T>;
-    count = ceil_div(d, width);
+  Tiles(std::int64_t d_, std::int64_t most, int n_threads) : d(d_), all(ceil_div(d, kLineEntries<T>)) {
+    count = std::min(all, ceil_div(ceil_div(all, most), n_threads) * n_threads);
+    width = (all + count - 1) / count * kLineEntries<T>;
   }
-  std::int64_t columns(std::int64_t t) const { return std::min(width, d - t * width); }
+  std::int64_t first(std::int64_t t) const { return all * t / count * kLineEntries<T>; }
+  std::int64_t lines(std::int64_t t) const { return all * (t + 1) / count - all * t / count; }
+  std::int64_t columns(std::int64_t t) const { return std::min(d, first(t + 1)) - first(t); }
+  std::int64_t packed(std::int64_t t) const { return lines(t) * kLineEntries<T>; }  // columns and padding
+  // Whether the rows of tile t of A lie as whole lines.
+  bool ready(const MatrixView<const T>& A, std::int64_t t) const {
+    return A.col_stride == 1 && columns(t) == packed(t);
+  }
+  // body(tile) for the tiles of one thread.
+  template <class Body>
+  void for_share(std::int64_t share, int n_threads, const Body& body) const {
+    for (std::int64_t t = count * share / n_threads; t < count * (share + 1) / n_threads; ++t) body(t);
+  }
 
-  std::int64_t d, lines, width, count;
+  std::int64_t d, all, count = 0;
+  std::int64_t width = 0;  // of the widest
 };
 
-// body(tile) for the tiles of a thread, so that they stay in its cache from one call to the next.
-template <class T, class Body>
-void for_share(const Tiles<T>& tiles, std::int64_t share, int n_threads, const Body& body) {
-  for (std::int64_t t = tiles.count * share / n_threads; t < tiles.count * (share + 1) / n_threads; ++t) body(t);
+// Lines of a tile with this many rows in so many bytes of cache.
+inline std::int64_t most_lines(std::int64_t rows, std::int64_t cache) {
+  return std::clamp<std::int64_t>(cache / (rows * kLine), 1, kMostLines);
 }
 
 // Columns [begin, begin + columns) of `rows` rows of A, packed; zeros up to `width`.
@@ -53,23 +60,13 @@ void copy_rows(const MatrixView<const T>& A, std::int64_t first, std::int64_t ro
   for (std::int64_t i = 0; i < rows; ++i) std::fill(to + i * width + columns, to + (i + 1) * width, T(0));
 }
 
-// body(rows as T*, their stride, first, count) for rows [begin, end) of a tile of A; copies pass through `memory`,
-// kCopied x width, where they do not lie ready.
-template <class T, class Body>
-void for_rows(const MatrixView<const T>& A, const Tiles<T>& tiles, std::int64_t t, std::int64_t begin,
-              std::int64_t end, T* memory, const Body& body) {
-  if (A.col_stride == 1 && tiles.columns(t) == tiles.width) {
-    body(A.data + begin * A.row_stride + t * tiles.width, A.row_stride, begin, end - begin);
-    return;
-  }
-  for (std::int64_t i = begin; i < end; i += kCopied) {
-    const std::int64_t count = std::min(kCopied, end - i);
-    copy_rows(A, i, count, t * tiles.width, tiles.columns(t), tiles.width, memory);
-    body(static_cast<const T*>(memory), tiles.width, i, count);
-  }
-}
-
-// How many threads a pass over n x d entries is worth.
+// How many threads a pass over so many entries is worth.
 inline int pass_threads(const Execution& exec, std::int64_t entries) { return thread_count(exec, entries >> 15); }
+
+// The same where threads share the columns.
+template <class T>
+int column_threads(const Execution& exec, std::int64_t d, std::int64_t entries) {
+  return std::min(pass_threads(exec, entries), thread_count(exec, ceil_div(d, kLineEntries<T>)));
+}
 
 }  // namespace quadric::sketch::detail
