@@ -41,6 +41,8 @@ void load_scipy_blas() {
   load(blas_api, "dsyrk", table.d.syrk);
   load(blas_api, "strsm", table.s.trsm);
   load(blas_api, "dtrsm", table.d.trsm);
+  load(blas_api, "strmm", table.s.trmm);
+  load(blas_api, "dtrmm", table.d.trmm);
   load(lapack_api, "spotrf", table.s.potrf);
   load(lapack_api, "dpotrf", table.d.potrf);
   set_blas(table);

@@ -13,22 +13,28 @@ namespace {
 
 using namespace detail;
 
-constexpr std::int64_t kBlock = 512;   // rows of A that are multiplied at a time
-constexpr std::int64_t kColumns = 64;  // of an upper triangular M: what is below the diagonal is skipped
+constexpr std::int64_t kBlock = 512;  // rows of A that are multiplied at a time
 
-// Y = X M for rows of X that are `stride` apart, M d x k with contiguous rows.
+// Y = X M for rows of X that are `stride` apart, M d x k with contiguous rows. Contiguous rows are columns to BLAS.
 void multiply(const double* X, std::int64_t stride, std::int64_t rows, const double* M, std::int64_t d, std::int64_t k,
-              bool triangular, double* Y) {
+              double* Y) {
   char plain = 'N';
   double one = 1, zero = 0;
-  int count = static_cast<int>(rows), ldm = static_cast<int>(k), ldx = static_cast<int>(stride);
-  const std::int64_t step = triangular ? kColumns : k;
-  for (std::int64_t j = 0; j < k; j += step) {
-    int columns = static_cast<int>(std::min(step, k - j));
-    int depth = static_cast<int>(triangular ? std::min(d, j + columns) : d);
-    blas_routines<double>().gemm(&plain, &plain, &columns, &count, &depth, &one, const_cast<double*>(M + j), &ldm,
-                                 const_cast<double*>(X), &ldx, &zero, Y + j, &ldm);
-  }
+  int columns = static_cast<int>(k), count = static_cast<int>(rows), depth = static_cast<int>(d);
+  int ldx = static_cast<int>(stride);
+  blas_routines<double>().gemm(&plain, &plain, &columns, &count, &depth, &one, const_cast<double*>(M), &columns,
+                               const_cast<double*>(X), &ldx, &zero, Y, &columns);
+}
+
+// Y = X M for an upper triangular M, half the work.
+void multiply_upper(const double* X, std::int64_t stride, std::int64_t rows, const double* M, std::int64_t d, double* Y) {
+  if (X != Y)
+    for (std::int64_t i = 0; i < rows; ++i) std::copy_n(X + i * stride, d, Y + i * d);
+  char left = 'L', lower = 'L', plain = 'N';
+  double one = 1;
+  int columns = static_cast<int>(d), count = static_cast<int>(rows);
+  blas_routines<double>().trmm(&left, &lower, &plain, &plain, &columns, &count, &one, const_cast<double*>(M), &columns, Y,
+                               &columns);
 }
 
 // The upper triangle of sum (contiguous rows) += sign Y^T Y.
@@ -72,7 +78,7 @@ void preconditioned_gram(const Execution& exec, MatrixView<const T> A, const dou
   const std::int64_t d = A.cols;
   sum_blocks(exec, A, G,
              [&](std::int64_t, const double* rows, std::int64_t stride, std::int64_t count, double* Y, double* sum) {
-               multiply(rows, stride, count, M, d, d, true, Y);
+               multiply_upper(rows, stride, count, M, d, Y);
                add_gram(Y, d, count, d, 1, sum);
              });
 }
@@ -116,7 +122,10 @@ void row_norms(const Execution& exec, MatrixView<const T> A, MatrixView<const do
     std::int64_t stride = 0;
     const double* rows = as_doubles(row_range(A, begin, count), memory, stride);
     if (M.data != nullptr && k > 0) {
-      multiply(rows, stride, count, M.data, d, k, triangular, memory + kRows * d);
+      if (triangular)
+        multiply_upper(rows, stride, count, M.data, d, memory + kRows * d);
+      else
+        multiply(rows, stride, count, M.data, d, k, memory + kRows * d);
       rows = memory + kRows * d;
       stride = k;
     }

@@ -330,25 +330,26 @@ void rademacher(std::uint64_t seed, std::uint64_t blocks, std::int64_t begin, st
 inline V<double> read(const double* p) { return loose(p); }
 inline V<double> read(const float* p) { return from_singles(*reinterpret_cast<const Simd<double>::Singles*>(p), 0.0); }
 
-constexpr int kRows = 4;  // whose products are taken together
+constexpr int kRows = 2;     // whose products are taken together, while the next ones are fetched
+constexpr int kColumns = 4;  // likewise
 
 template <int R, class T>
-inline double residuals_of_rows(const T* A, std::int64_t stride, std::int64_t d, const double* x, const T* b,
-                                std::int64_t b_stride, T* r, std::int64_t r_stride, double* g) {
+inline double residuals_of_rows(const T* A, std::int64_t stride, std::int64_t ahead, std::int64_t d, const double* x,
+                                const T* b, std::int64_t b_stride, T* r, std::int64_t r_stride, double* g) {
   constexpr int L = kLanes<double>;
-  V<double> sum[R] = {}, more[R] = {};
+  // One half of the rows to come is fetched in this loop, the other in that of g.
+  V<double> sum[R] = {};
   std::int64_t j = 0;
-  for (; j + 2 * L <= d; j += 2 * L) {
-    const V<double> x0 = loose(x + j), x1 = loose(x + j + L);
+  for (; j + L <= d; j += L) {
+    const V<double> xs = loose(x + j);
     for (int i = 0; i < R; ++i) {
-      if (i < (R + 1) / 2) __builtin_prefetch(A + (i + R) * stride + j);
-      sum[i] += read(A + i * stride + j) * x0;
-      more[i] += read(A + i * stride + j + L) * x1;
+      if (i < (R + 1) / 2) __builtin_prefetch(A + i * stride + ahead + j);
+      sum[i] += read(A + i * stride + j) * xs;
     }
   }
   double y[R], norm = 0;
   for (int i = 0; i < R; ++i) {
-    y[i] = total<double>(sum[i] + more[i]);
+    y[i] = total<double>(sum[i]);
     for (std::int64_t k = j; k < d; ++k) y[i] += static_cast<double>(A[i * stride + k]) * x[k];
     if (b != nullptr) y[i] = static_cast<double>(b[i * b_stride]) - y[i];
     if (r != nullptr) r[i * r_stride] = static_cast<T>(y[i]);
@@ -358,7 +359,7 @@ inline double residuals_of_rows(const T* A, std::int64_t stride, std::int64_t d,
   for (j = 0; j + L <= d; j += L) {
     V<double> s = loose(g + j);
     for (int i = 0; i < R; ++i) {
-      if (i >= (R + 1) / 2) __builtin_prefetch(A + (i + R) * stride + j);
+      if (i >= (R + 1) / 2) __builtin_prefetch(A + i * stride + ahead + j);
       s += read(A + i * stride + j) * y[i];
     }
     loose(g + j) = s;
@@ -371,14 +372,17 @@ inline double residuals_of_rows(const T* A, std::int64_t stride, std::int64_t d,
 template <class T>
 double row_residuals(const T* A, std::int64_t stride, std::int64_t rows, std::int64_t d, const double* x, const T* b,
                      std::int64_t b_stride, T* r, std::int64_t r_stride, double* g) {
+  constexpr std::int64_t kDistance = 2048;  // bytes between what is fetched and what is used, at least
+  const std::int64_t pair = kRows * d * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t ahead = (kDistance + pair - 1) / pair * kRows * stride;
   double norm = 0;
   std::int64_t i = 0;
   const auto b_at = [&] { return b == nullptr ? nullptr : b + i * b_stride; };
   const auto r_at = [&] { return r == nullptr ? nullptr : r + i * r_stride; };
   for (; i + kRows <= rows; i += kRows)
-    norm += residuals_of_rows<kRows>(A + i * stride, stride, d, x, b_at(), b_stride, r_at(), r_stride, g);
+    norm += residuals_of_rows<kRows>(A + i * stride, stride, ahead, d, x, b_at(), b_stride, r_at(), r_stride, g);
   for (; i < rows; ++i)
-    norm += residuals_of_rows<1>(A + i * stride, stride, d, x, b_at(), b_stride, r_at(), r_stride, g);
+    norm += residuals_of_rows<1>(A + i * stride, stride, ahead, d, x, b_at(), b_stride, r_at(), r_stride, g);
   return norm;
 }
 
@@ -387,18 +391,18 @@ double column_residuals(const T* A, std::int64_t stride, std::int64_t rows, std:
                         const T* b, std::int64_t b_stride, T* r, std::int64_t r_stride, double* g, double* y) {
   constexpr int L = kLanes<double>;
   for (std::int64_t i = 0; i < rows; ++i) y[i] = 0;
-  for (std::int64_t j = 0; j < d; j += kRows) {
-    const int count = static_cast<int>(smaller(kRows, d - j));
-    const T* a[kRows];
-    double c[kRows];
-    for (int k = 0; k < kRows; ++k) {  // columns beyond the last repeat it with weight zero
+  for (std::int64_t j = 0; j < d; j += kColumns) {
+    const int count = static_cast<int>(smaller(kColumns, d - j));
+    const T* a[kColumns];
+    double c[kColumns];
+    for (int k = 0; k < kColumns; ++k) {  // columns beyond the last repeat it with weight zero
       a[k] = A + (j + (k < count ? k : count - 1)) * stride;
       c[k] = k < count ? x[j + k] : 0;
     }
     std::int64_t i = 0;
     for (; i + L <= rows; i += L) {
       V<double> s = loose(y + i);
-      for (int k = 0; k < kRows; ++k) s += read(a[k] + i) * c[k];
+      for (int k = 0; k < kColumns; ++k) s += read(a[k] + i) * c[k];
       loose(y + i) = s;
     }
     for (; i < rows; ++i)

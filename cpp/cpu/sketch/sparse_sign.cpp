@@ -15,7 +15,7 @@ using namespace detail;
 // memory reads beside its columns in the third.
 constexpr std::int64_t kPanel = 1 << 13;
 constexpr std::int64_t kPiece = 256;      // whose places are drawn together
-constexpr std::int64_t kSums = 1 << 20;  // bytes of a tile
+constexpr std::int64_t kSums = 1 << 22;  // bytes of a tile
 
 constexpr std::int64_t kEntries = 1 << 19;  // of S that are known at a time, for sparse A
 

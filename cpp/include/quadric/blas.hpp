@@ -21,6 +21,9 @@ struct BlasRoutines {
   // B = alpha op(A)^-1 B or alpha B op(A)^-1 with a triangular A
   void (*trsm)(char* side, char* uplo, char* transa, char* diag, int* m, int* n, T* alpha, T* a, int* lda, T* b,
                int* ldb) = nullptr;
+  // B = alpha op(A) B or alpha B op(A) with a triangular A
+  void (*trmm)(char* side, char* uplo, char* transa, char* diag, int* m, int* n, T* alpha, T* a, int* lda, T* b,
+               int* ldb) = nullptr;
   // Cholesky factorization in place on one triangle
   void (*potrf)(char* uplo, int* n, T* a, int* lda, int* info) = nullptr;
 };

@@ -11,9 +11,10 @@ FLOPS_PER_ENTRY = 40.0
 
 _PRODUCTS = 2.7  # flops of GEMM in the time of a TRMM and a SYRK, which are 2 n d^2
 _QR = 2.0  # flops of GEMM in the time of one of QR, whose panels are slower
-_SKETCH = {4: 1.6, 8: 2.5}  # reads of A that a sketch of so many signs takes
+_SKETCH = {4: 3.0, 8: 4.0}  # reads of A that a sketch of so many signs takes
 _STEPS = 26.0  # iterations of spir at 12 rows of the sketch for each column
 _TALL = 8  # a matrix with at most so many rows for each column is factored itself
+_WIDE = 512  # columns from which on factoring a sketch takes longer than BLAS threads spin
 _SMALL = 2**18  # as is one of so few entries, where calls cost more than flops
 
 
@@ -31,8 +32,17 @@ def fastest(n: int, d: int, k: int) -> str:
     reading = n * d * max(FLOPS_PER_ENTRY, 4.0 * k)
     qr = 2 * _QR * d**3
     gram = _SKETCH[4] * n * d * FLOPS_PER_ENTRY + 3 * reading + _PRODUCTS * n * d**2 + 4 * qr
-    spir = _SKETCH[8] * n * d * FLOPS_PER_ENTRY + (_STEPS + 4) * reading + 12 * qr
+    spir = _SKETCH[signs(d, "spir")] * n * d * FLOPS_PER_ENTRY + (_STEPS + 4) * reading + 12 * qr
     return "gram" if gram <= spir else "spir"
+
+
+def factor_threads(d: int, n_threads: int) -> int:
+    """Return on how many threads to factor matrices of d columns.
+
+    The idle threads of a BLAS pool spin for tens of milliseconds and take the cores from the passes
+    over A meanwhile.
+    """
+    return n_threads if d >= _WIDE else 1
 
 
 def rows(d: int, method: str) -> int:
@@ -42,6 +52,15 @@ def rows(d: int, method: str) -> int:
     gains a factor sqrt(m / d). A few rows more keep chance out of narrow matrices.
     """
     return (4 if method == "gram" else 12) * d + (64 if method == "gram" else 160)
+
+
+def signs(d: int, method: str) -> int:
+    """Return how many signs a column of the sketch is to have.
+
+    Half as many do where the preconditioner is corrected, or where the sketch of a wide matrix
+    leaves the caches and each sign costs a walk through memory.
+    """
+    return 4 if method == "gram" or d >= _WIDE else 8
 
 
 def rows_for_coordinates(d: int, k: int, eps: float, failure: float = 0.01) -> int:

@@ -191,7 +191,7 @@ def _operator(passes: Passes, k: int, method: str, options: Options) -> Sketchin
         raise ValueError(
             f"sketch_size must be between {d} and {n} for A of shape {(n, d)}, got {m}"
         )
-    nnz = options.nnz or (4 if method == "gram" else 8)
+    nnz = options.nnz or cost_model.signs(d, method)
     if options.operator == "sparse_sign":
         m = -(-m // nnz) * nnz
     if m >= n:
@@ -206,7 +206,7 @@ def _factor(
     with threads.blas_limit(1):
         top, side = sketch(passes.A, b, operator, passes.ridge)
     m = len(top)
-    with threads.blas_limit(passes.workers):
+    with threads.blas_limit(cost_model.factor_threads(passes.d, passes.workers)):
         factor = factorize(top, side, options.rcond)
     if factor is None:
         passes.refuse(b)
@@ -220,7 +220,7 @@ def exact_factor(passes: Passes, factor: Factor) -> Factor | None:
     The condition of ``A R^-1`` is small, so C has the accuracy of a QR factorization. None if it is
     not small after all.
     """
-    with threads.blas_limit(passes.workers):
+    with threads.blas_limit(cost_model.factor_threads(passes.d, passes.workers)):
         inverse, info = lapack.dtrtri(factor.R)
     if info or not np.isfinite(inverse).all():
         return None
@@ -228,7 +228,7 @@ def exact_factor(passes: Passes, factor: Factor) -> Factor | None:
         G = passes.gram(inverse)
     if not np.isfinite(G).all():
         passes.refuse(None)
-    with threads.blas_limit(passes.workers):
+    with threads.blas_limit(cost_model.factor_threads(passes.d, passes.workers)):
         C, info = lapack.dpotrf(G.T, clean=1, overwrite_a=1)
         if info or lapack.dtrcon(C)[0] ** 2 < _ROUGH / len(C):
             return None
