@@ -37,7 +37,8 @@ void sparse_sign_rows(const Array<T>& B, std::int64_t first, std::uint64_t seed,
 }
 
 template <class T, class Index>
-sketch::SparseRows<T, Index> sparse_rows(const Array<Index>& indptr, const Array<Index>& indices, const Array<T>& data) {
+sketch::SparseRows<T, Index> sparse_rows(const Array<Index>& indptr, const Array<Index>& indices,
+                                         const Array<T>& data) {
   sketch::SparseRows<T, Index> A;
   A.rows = indptr.size() - 1;
   if (A.rows < 0) throw invalid_argument("indptr must not be empty");
@@ -95,7 +96,7 @@ template <class T>
 void fwht(Array<T>& X, int n_threads) {
   if (X.ndim() != 3) throw invalid_argument("X must have three dimensions");
   const auto size = static_cast<py::ssize_t>(sizeof(T));
-  const sketch::Cube<T> cube{X.mutable_data(),     X.shape(0),           X.shape(1),          X.shape(2),
+  const sketch::Cube<T> cube{X.mutable_data(),    X.shape(0),          X.shape(1),         X.shape(2),
                              X.strides(0) / size, X.strides(1) / size, X.strides(2) / size};
   py::gil_scoped_release release;
   sketch::fwht(threads(n_threads), cube);

@@ -159,9 +159,7 @@ TABLE: dict[str, Kernel] = {
     "sketch.kaczmarz": Kernel(
         ORDER, _FLOATS, "any strides", "projections onto rows in turn; vector units"
     ),
-    "sketch.kaczmarz_csr": Kernel(
-        ORDER, _FLOATS, "C-contiguous", "the same for A in CSR; caches"
-    ),
+    "sketch.kaczmarz_csr": Kernel(ORDER, _FLOATS, "C-contiguous", "the same for A in CSR; caches"),
 }
 """Kernel name to the backends that have it."""
 

@@ -21,7 +21,8 @@ inline Wide all(std::uint64_t x) { return Wide{} + x; }
 // The product of the lower halves of the lanes.
 inline Wide product(Wide a, std::uint64_t b) {
 #if defined(__AVX512F__)
-  const auto p = _mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i&>(a), _mm512_set1_epi64(static_cast<long long>(b)));
+  const auto p =
+      _mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i&>(a), _mm512_set1_epi64(static_cast<long long>(b)));
   return reinterpret_cast<const Wide&>(p);
 #elif defined(__AVX2__)
   const auto p = _mm256_mul_epu32(reinterpret_cast<__m256i&>(a), _mm256_set1_epi64x(static_cast<long long>(b)));

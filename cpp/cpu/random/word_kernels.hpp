@@ -16,9 +16,9 @@ struct WordKernels {
 // The kernels of the level in force.
 const WordKernels& word_kernels();
 
-#define QUADRIC_DECLARE_LEVEL(level)   \
-  namespace level {                    \
-  const WordKernels& word_kernels();   \
+#define QUADRIC_DECLARE_LEVEL(level) \
+  namespace level {                  \
+  const WordKernels& word_kernels(); \
   }
 QUADRIC_DECLARE_LEVEL(baseline)
 QUADRIC_DECLARE_LEVEL(v3)

@@ -45,7 +45,8 @@ void dense(const Execution& exec, MatrixView<const T> A, Place place, Entries en
       const std::int64_t top = task * kRows, rows = std::min(kRows, m - top);
       for (std::int64_t begin = panel; begin < end; begin += kDenseBlock) {
         const std::int64_t count = std::min(kDenseBlock, end - begin);
-        draw(entries, place.seed, m, top / unit, ceil_div(top + rows, unit), place.first + begin, count, kDenseBlock, S);
+        draw(entries, place.seed, m, top / unit, ceil_div(top + rows, unit), place.first + begin, count, kDenseBlock,
+             S);
         // Contiguous rows are columns to BLAS: out^T += A^T S^T.
         char plain = 'N';
         int columns = static_cast<int>(d), own = static_cast<int>(rows), k = static_cast<int>(count),
@@ -81,8 +82,8 @@ void dense_entries(const Execution& exec, std::int64_t row, Place place, std::in
   });
 }
 
-#define QUADRIC_INSTANTIATE(T)                                                                               \
-  template QUADRIC_API void dense(const Execution&, MatrixView<const T>, Place, Entries, MatrixView<T>);    \
+#define QUADRIC_INSTANTIATE(T)                                                                           \
+  template QUADRIC_API void dense(const Execution&, MatrixView<const T>, Place, Entries, MatrixView<T>); \
   template QUADRIC_API void dense_entries(const Execution&, std::int64_t, Place, std::int64_t, Entries, MatrixView<T>);
 QUADRIC_INSTANTIATE(float)
 QUADRIC_INSTANTIATE(double)

@@ -27,14 +27,15 @@ void multiply(const double* X, std::int64_t stride, std::int64_t rows, const dou
 }
 
 // Y = X M for an upper triangular M, half the work.
-void multiply_upper(const double* X, std::int64_t stride, std::int64_t rows, const double* M, std::int64_t d, double* Y) {
+void multiply_upper(const double* X, std::int64_t stride, std::int64_t rows, const double* M, std::int64_t d,
+                    double* Y) {
   if (X != Y)
     for (std::int64_t i = 0; i < rows; ++i) std::copy_n(X + i * stride, d, Y + i * d);
   char left = 'L', lower = 'L', plain = 'N';
   double one = 1;
   int columns = static_cast<int>(d), count = static_cast<int>(rows);
-  blas_routines<double>().trmm(&left, &lower, &plain, &plain, &columns, &count, &one, const_cast<double*>(M), &columns, Y,
-                               &columns);
+  blas_routines<double>().trmm(&left, &lower, &plain, &plain, &columns, &count, &one, const_cast<double*>(M), &columns,
+                               Y, &columns);
 }
 
 // The upper triangle of sum (contiguous rows) += sign Y^T Y.
@@ -86,23 +87,23 @@ void preconditioned_gram(const Execution& exec, MatrixView<const T> A, const dou
 template <class T>
 void weighted_gram(const Execution& exec, MatrixView<const T> A, const double* w, double* G) {
   const std::int64_t d = A.cols;
-  sum_blocks(exec, A, G,
-             [&](std::int64_t first, const double* rows, std::int64_t stride, std::int64_t count, double* Y,
-                 double* sum) {
-               if (w == nullptr) {
-                 add_gram(rows, stride, count, d, 1, sum);
-                 return;
-               }
-               // Rows times the roots of their weights, those of negative weights last.
-               std::int64_t plus = 0, minus = count;
-               for (std::int64_t i = 0; i < count; ++i) {
-                 const double weight = w[first + i], root = std::sqrt(std::abs(weight));
-                 double* const to = Y + (weight < 0 ? --minus : plus++) * d;
-                 for (std::int64_t j = 0; j < d; ++j) to[j] = root * rows[i * stride + j];
-               }
-               if (plus > 0) add_gram(Y, d, plus, d, 1, sum);
-               if (minus < count) add_gram(Y + minus * d, d, count - minus, d, -1, sum);
-             });
+  sum_blocks(
+      exec, A, G,
+      [&](std::int64_t first, const double* rows, std::int64_t stride, std::int64_t count, double* Y, double* sum) {
+        if (w == nullptr) {
+          add_gram(rows, stride, count, d, 1, sum);
+          return;
+        }
+        // Rows times the roots of their weights, those of negative weights last.
+        std::int64_t plus = 0, minus = count;
+        for (std::int64_t i = 0; i < count; ++i) {
+          const double weight = w[first + i], root = std::sqrt(std::abs(weight));
+          double* const to = Y + (weight < 0 ? --minus : plus++) * d;
+          for (std::int64_t j = 0; j < d; ++j) to[j] = root * rows[i * stride + j];
+        }
+        if (plus > 0) add_gram(Y, d, plus, d, 1, sum);
+        if (minus < count) add_gram(Y + minus * d, d, count - minus, d, -1, sum);
+      });
 }
 
 template <class T>
@@ -141,9 +142,9 @@ void row_norms(const Execution& exec, MatrixView<const T> A, MatrixView<const do
   });
 }
 
-#define QUADRIC_INSTANTIATE(T)                                                                                     \
-  template QUADRIC_API void preconditioned_gram(const Execution&, MatrixView<const T>, const double*, double*);   \
-  template QUADRIC_API void weighted_gram(const Execution&, MatrixView<const T>, const double*, double*);         \
+#define QUADRIC_INSTANTIATE(T)                                                                                  \
+  template QUADRIC_API void preconditioned_gram(const Execution&, MatrixView<const T>, const double*, double*); \
+  template QUADRIC_API void weighted_gram(const Execution&, MatrixView<const T>, const double*, double*);       \
   template QUADRIC_API void row_norms(const Execution&, MatrixView<const T>, MatrixView<const double>, double*);
 QUADRIC_INSTANTIATE(float)
 QUADRIC_INSTANTIATE(double)

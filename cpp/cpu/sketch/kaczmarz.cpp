@@ -39,19 +39,18 @@ void kaczmarz_csr(const SparseRows<T, Index>& A, const Projections& projections,
     for (std::int64_t c = 0; c < X.rows; ++c) {
       double* const x = &X(c, 0);
       double product = 0;
-      for (Index e = A.starts[i]; e < A.starts[i + 1]; ++e) product += static_cast<double>(A.values[e]) * x[A.columns[e]];
+      for (Index e = A.starts[i]; e < A.starts[i + 1]; ++e)
+        product += static_cast<double>(A.values[e]) * x[A.columns[e]];
       const double step = projections.relaxation * (projections.Y[i * X.rows + c] - product) / projections.norms[i];
       for (Index e = A.starts[i]; e < A.starts[i + 1]; ++e) x[A.columns[e]] += step * static_cast<double>(A.values[e]);
     }
   }
 }
 
-#define QUADRIC_INSTANTIATE(T)                                                                              \
-  template QUADRIC_API void kaczmarz(MatrixView<const T>, const Projections&, MatrixView<double>);         \
-  template QUADRIC_API void kaczmarz_csr(const SparseRows<T, std::int32_t>&, const Projections&,           \
-                                         MatrixView<double>);                                              \
-  template QUADRIC_API void kaczmarz_csr(const SparseRows<T, std::int64_t>&, const Projections&,           \
-                                         MatrixView<double>);
+#define QUADRIC_INSTANTIATE(T)                                                                                        \
+  template QUADRIC_API void kaczmarz(MatrixView<const T>, const Projections&, MatrixView<double>);                    \
+  template QUADRIC_API void kaczmarz_csr(const SparseRows<T, std::int32_t>&, const Projections&, MatrixView<double>); \
+  template QUADRIC_API void kaczmarz_csr(const SparseRows<T, std::int64_t>&, const Projections&, MatrixView<double>);
 QUADRIC_INSTANTIATE(float)
 QUADRIC_INSTANTIATE(double)
 

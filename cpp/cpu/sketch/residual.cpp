@@ -132,7 +132,7 @@ void residual_gradient(const Execution& exec, MatrixView<const T> A, MatrixView<
   }
 }
 
-#define QUADRIC_INSTANTIATE(T)                                                                             \
+#define QUADRIC_INSTANTIATE(T)                                                                            \
   template QUADRIC_API void residual_gradient(const Execution&, MatrixView<const T>, MatrixView<const T>, \
                                               const MatrixView<const T>*, const MatrixView<T>*, double*, double*);
 QUADRIC_INSTANTIATE(float)

@@ -296,9 +296,9 @@ void gaussian(std::uint64_t seed, std::uint64_t blocks, std::int64_t begin, std:
               std::int64_t columns, std::int64_t stride, T* out) {
   for (std::int64_t q = begin; q < end; ++q)
     for (std::int64_t j = 0; j < columns; j += kBlocks) {
-      const Words words = philox(
-          seed, kDenseStream,
-          count_up((first + static_cast<std::uint64_t>(j)) * blocks + static_cast<std::uint64_t>(q), blocks));
+      const Words words =
+          philox(seed, kDenseStream,
+                 count_up((first + static_cast<std::uint64_t>(j)) * blocks + static_cast<std::uint64_t>(q), blocks));
       T* const to = out + 4 * (q - begin) * stride + j;
       for (int pair = 0; pair < 2; ++pair) {
         V<double> x, y;
@@ -314,9 +314,9 @@ void rademacher(std::uint64_t seed, std::uint64_t blocks, std::int64_t begin, st
                 std::int64_t columns, std::int64_t stride, T* out) {
   for (std::int64_t q = begin; q < end; ++q)
     for (std::int64_t j = 0; j < columns; j += kBlocks) {
-      const Words words = philox(
-          seed, kDenseStream,
-          count_up((first + static_cast<std::uint64_t>(j)) * blocks + static_cast<std::uint64_t>(q), blocks));
+      const Words words =
+          philox(seed, kDenseStream,
+                 count_up((first + static_cast<std::uint64_t>(j)) * blocks + static_cast<std::uint64_t>(q), blocks));
       for (int row = 0; row < 128; ++row) {
         const Wide sign = (words.w[row / 32] >> (row % 32) & 1) << 63;
         write(flip<double>(splat<double>(1), reinterpret_cast<const I<double>&>(sign)), columns - j,
@@ -387,8 +387,8 @@ double row_residuals(const T* A, std::int64_t stride, std::int64_t rows, std::in
 }
 
 template <class T>
-double column_residuals(const T* A, std::int64_t stride, std::int64_t rows, std::int64_t d, const double* x,
-                        const T* b, std::int64_t b_stride, T* r, std::int64_t r_stride, double* g, double* y) {
+double column_residuals(const T* A, std::int64_t stride, std::int64_t rows, std::int64_t d, const double* x, const T* b,
+                        std::int64_t b_stride, T* r, std::int64_t r_stride, double* g, double* y) {
   constexpr int L = kLanes<double>;
   for (std::int64_t i = 0; i < rows; ++i) y[i] = 0;
   for (std::int64_t j = 0; j < d; j += kColumns) {
@@ -449,8 +449,8 @@ const DrawKernels& draw_kernels() {
 template <class T>
 const SketchKernels<T>& sketch_kernels() {
   static constexpr SketchKernels<T> kernels = {
-      pack<T>,        scatter<T>,    adjoint<T>,       transform<T>,        transform_groups<T>, add_samples<T>,
-      gaussian<T>,    rademacher<T>, row_residuals<T>, column_residuals<T>, project<T>};
+      pack<T>,     scatter<T>,    adjoint<T>,       transform<T>,        transform_groups<T>, add_samples<T>,
+      gaussian<T>, rademacher<T>, row_residuals<T>, column_residuals<T>, project<T>};
   return kernels;
 }
 template const SketchKernels<float>& sketch_kernels<float>();

@@ -41,28 +41,30 @@ template <class T>
 struct SketchKernels {
   // Packs rows until there are so many, and asks memory for those to come.
   void (*pack)(Packing<T>& packing, std::int64_t rows, std::int64_t lines);
-  // Row k block + places[k rows + i] / 2 of the sums, k < nnz, += +-(row i of A), for `rows` rows that are `stride` apart.
+  // Row k block + places[k rows + i] / 2 of the sums, k < nnz, += +-(row i of A), for `rows` rows that are `stride`
+  // apart.
   void (*scatter)(const T* A, std::int64_t stride, std::int64_t rows, const std::int32_t* places, std::int64_t nnz,
                   std::int64_t block, std::int64_t lines, T* sums);
   // Row i of out = sum_k +-(row places[k rows + i] / 2 of block k of B), rows of d contiguous entries.
   void (*adjoint)(const T* B, std::int64_t d, const std::int32_t* places, std::int64_t nnz, std::int64_t block,
-                 std::int64_t rows, T* out);
-  // Tile <- (H x I) tile with an identity of h rows, by which groups of as many rows are transformed already; rows and h
-  // are powers of two.
+                  std::int64_t rows, T* out);
+  // Tile <- (H x I) tile with an identity of h rows, by which groups of as many rows are transformed already; rows and
+  // h are powers of two.
   void (*transform)(T* tile, std::int64_t rows, std::int64_t h, std::int64_t lines);
   // The same within groups of consecutive entries, 2 to kLineEntries of them, of a vector.
   void (*transform_groups)(T* x, std::int64_t count, std::int64_t group);
   // Row s of sums += (-1)^popcount(upper[s] & b) row lower[s] of the tile.
   void (*add_samples)(const T* tile, const std::int64_t* lower, const std::int64_t* upper, std::int64_t b,
                       std::int64_t m, std::int64_t lines, T* sums);
-  // Rows 4 q to 4 q + 3 of normals for q in [begin, end), of `blocks` in a column, for `columns` columns from `first` on.
+  // Rows 4 q to 4 q + 3 of normals for q in [begin, end), of `blocks` in a column, for `columns` columns from `first`
+  // on.
   void (*gaussian)(std::uint64_t seed, std::uint64_t blocks, std::int64_t begin, std::int64_t end, std::uint64_t first,
                    std::int64_t columns, std::int64_t stride, T* out);
   // Rows 128 q to 128 q + 127 of signs, likewise.
   void (*rademacher)(std::uint64_t seed, std::uint64_t blocks, std::int64_t begin, std::int64_t end,
                      std::uint64_t first, std::int64_t columns, std::int64_t stride, T* out);
-  // y_i = b_i - A_i x (b null: A_i x), r_i = y_i, g += sum_i y_i A_i, for contiguous rows that are `stride` apart; r and
-  // g may be null. Returns sum y_i^2.
+  // y_i = b_i - A_i x (b null: A_i x), r_i = y_i, g += sum_i y_i A_i, for contiguous rows that are `stride` apart; r
+  // and g may be null. Returns sum y_i^2.
   double (*row_residuals)(const T* A, std::int64_t stride, std::int64_t rows, std::int64_t d, const double* x,
                           const T* b, std::int64_t b_stride, T* r, std::int64_t r_stride, double* g);
   // The same for contiguous columns that are `stride` apart; y has room for the rows.

@@ -14,7 +14,7 @@ using namespace detail;
 // Rows of A that one tile of sums takes before the next tile: it stays in the second-level cache meanwhile, and what
 // memory reads beside its columns in the third.
 constexpr std::int64_t kPanel = 1 << 13;
-constexpr std::int64_t kPiece = 256;      // whose places are drawn together
+constexpr std::int64_t kPiece = 256;     // whose places are drawn together
 constexpr std::int64_t kSums = 1 << 22;  // bytes of a tile
 
 constexpr std::int64_t kEntries = 1 << 19;  // of S that are known at a time, for sparse A
@@ -35,13 +35,13 @@ void find_places(const Place& place, std::int64_t begin, std::int64_t rows, std:
 
 // Rows [begin, end) of A into a tile of sums.
 template <class T>
-void add_tile(const MatrixView<const T>& A, const Tiles<T>& tiles, std::int64_t t, std::int64_t begin,
-              std::int64_t end, std::int64_t nnz, std::int64_t block, std::int32_t* places, T* copies, T* sums) {
+void add_tile(const MatrixView<const T>& A, const Tiles<T>& tiles, std::int64_t t, std::int64_t begin, std::int64_t end,
+              std::int64_t nnz, std::int64_t block, std::int32_t* places, T* copies, T* sums) {
   const auto& kernels = sketch_kernels<T>();
   const std::int64_t lines = tiles.lines(t);
   if (tiles.ready(A, t)) {
-    kernels.scatter(A.data + begin * A.row_stride + tiles.first(t), A.row_stride, end - begin, places, nnz, block, lines,
-                    sums);
+    kernels.scatter(A.data + begin * A.row_stride + tiles.first(t), A.row_stride, end - begin, places, nnz, block,
+                    lines, sums);
     return;
   }
   const std::int64_t width = tiles.packed(t);
@@ -89,8 +89,7 @@ void sparse_sign(const Execution& exec, MatrixView<const T> A, Place place, std:
 }
 
 template <class T>
-void sparse_sign_rows(const Execution& exec, MatrixView<const T> B, Place place, std::int64_t nnz,
-                      MatrixView<T> out) {
+void sparse_sign_rows(const Execution& exec, MatrixView<const T> B, Place place, std::int64_t nnz, MatrixView<T> out) {
   const std::int64_t n = out.rows, m = B.rows, d = B.cols;
   check(m, nnz, place);
   QUADRIC_REQUIRE(out.cols == d, "out must have the columns of B");
@@ -135,14 +134,14 @@ void sparse_sign_csr(const Execution& exec, const SparseRows<T, Index>& A, Place
   }
 }
 
-#define QUADRIC_INSTANTIATE(T)                                                                                  \
-  template QUADRIC_API void sparse_sign(const Execution&, MatrixView<const T>, Place, std::int64_t, MatrixView<T>); \
-  template QUADRIC_API void sparse_sign_rows(const Execution&, MatrixView<const T>, Place, std::int64_t,        \
-                                             MatrixView<T>);                                                    \
-  template QUADRIC_API void sparse_sign_csr(const Execution&, const SparseRows<T, std::int32_t>&, Place,        \
-                                            std::int64_t, MatrixView<T>);                                       \
-  template QUADRIC_API void sparse_sign_csr(const Execution&, const SparseRows<T, std::int64_t>&, Place,        \
-                                            std::int64_t, MatrixView<T>);
+#define QUADRIC_INSTANTIATE(T)                                                                                         \
+  template QUADRIC_API void sparse_sign(const Execution&, MatrixView<const T>, Place, std::int64_t, MatrixView<T>);    \
+  template QUADRIC_API void sparse_sign_rows(const Execution&, MatrixView<const T>, Place, std::int64_t,               \
+                                             MatrixView<T>);                                                           \
+  template QUADRIC_API void sparse_sign_csr(const Execution&, const SparseRows<T, std::int32_t>&, Place, std::int64_t, \
+                                            MatrixView<T>);                                                            \
+  template QUADRIC_API void sparse_sign_csr(const Execution&, const SparseRows<T, std::int64_t>&, Place, std::int64_t, \
+                                            MatrixView<T>);
 QUADRIC_INSTANTIATE(float)
 QUADRIC_INSTANTIATE(double)
 

@@ -12,10 +12,10 @@
 // p (1 + 1 / e) = 1/2, and it costs 2 p / e = 1 / (1 + e).
 #include <quadric/blas_fortran.hpp>
 #include <quadric/linalg.hpp>
-#include <quadric/simd.hpp>
-#include <quadric/sweep.hpp>
 #include <quadric/random.hpp>
+#include <quadric/simd.hpp>
 #include <quadric/sketch.hpp>
+#include <quadric/sweep.hpp>
 #include <quadric/transport.hpp>
 #include <quadric/woodbury.hpp>
 

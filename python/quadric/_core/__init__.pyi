@@ -4,9 +4,18 @@ The native kernels of quadric.
 
 from __future__ import annotations
 
-from . import linalg, sweep, transport, woodbury
+from . import linalg, random, sketch, sweep, transport, woodbury
 
-__all__: list[str] = ["linalg", "simd_level", "simd_levels", "sweep", "transport", "woodbury"]
+__all__: list[str] = [
+    "linalg",
+    "random",
+    "simd_level",
+    "simd_levels",
+    "sketch",
+    "sweep",
+    "transport",
+    "woodbury",
+]
 
 def simd_level() -> str:
     """

@@ -25,79 +25,77 @@ near ``|A x|`` for every x. So S A tells which rows of A matter, and preconditio
 =================================  =================================================================
 """
 
-import sys
-from importlib import import_module
-from types import ModuleType
-from typing import Any
+from quadric.sketch.backward_error import lstsq_backward_error
+from quadric.sketch.circulant import circulant
+from quadric.sketch.compose import compose
+from quadric.sketch.dense import gaussian, rademacher
+from quadric.sketch.design import Design, weighted_least_squares_design
+from quadric.sketch.dpp import ProjectionDPP, projection_dpp
+from quadric.sketch.fwht import fwht
+from quadric.sketch.hadamard import srht
+from quadric.sketch.kkt import NewtonKktResult, sketched_newton_kkt
+from quadric.sketch.leverage import leverage_scores
+from quadric.sketch.lewis import lewis_weights
+from quadric.sketch.lp_regression import LpResult, lp_regression
+from quadric.sketch.lstsq import lstsq
+from quadric.sketch.lstsq_results import LstsqResult
+from quadric.sketch.operator import SketchingOperator
+from quadric.sketch.polynomials import polynomial_basis, polynomial_degrees
+from quadric.sketch.products import ResidualGradient, residual_gradient
+from quadric.sketch.row_sample import RowSample, sample_rows
+from quadric.sketch.row_sampling import row_sampling
+from quadric.sketch.scipy_words import clarkson_woodruff_transform
+from quadric.sketch.sensitivities import lp_sensitivities
+from quadric.sketch.singular import RandomizedSvd, SketchedQr, randomized_svd, sketched_qr
+from quadric.sketch.sketch_and_project import ProjectResult, sketch_and_project
+from quadric.sketch.sparse import count_sketch, sparse_sign
+from quadric.sketch.sparse_regression import SparseRegressionResult, sparse_regression
+from quadric.sketch.streaming import StreamingSketch
+from quadric.sketch.top_vector import StreamingTopVector, top_singular_vector
+from quadric.sketch.volume import volume_sample
 
-_HOME = {
-    "Design": "design",
-    "LpResult": "lp_regression",
-    "LstsqResult": "lstsq_results",
-    "NewtonKktResult": "kkt",
-    "ProjectionDPP": "dpp",
-    "ProjectResult": "sketch_and_project",
-    "RandomizedSvd": "singular",
-    "ResidualGradient": "products",
-    "RowSample": "row_sample",
-    "SketchedQr": "singular",
-    "SketchingOperator": "operator",
-    "SparseRegressionResult": "sparse_regression",
-    "StreamingSketch": "streaming",
-    "StreamingTopVector": "top_vector",
-    "circulant": "circulant",
-    "clarkson_woodruff_transform": "scipy_words",
-    "compose": "compose",
-    "count_sketch": "sparse",
-    "fwht": "fwht",
-    "gaussian": "dense",
-    "leverage_scores": "leverage",
-    "lewis_weights": "lewis",
-    "lp_regression": "lp_regression",
-    "lp_sensitivities": "sensitivities",
-    "lstsq": "lstsq",
-    "lstsq_backward_error": "backward_error",
-    "polynomial_basis": "polynomials",
-    "polynomial_degrees": "polynomials",
-    "projection_dpp": "dpp",
-    "rademacher": "dense",
-    "randomized_svd": "singular",
-    "residual_gradient": "products",
-    "row_sampling": "row_sampling",
-    "sample_rows": "row_sample",
-    "sketch_and_project": "sketch_and_project",
-    "sketched_newton_kkt": "kkt",
-    "sketched_qr": "singular",
-    "sparse_regression": "sparse_regression",
-    "sparse_sign": "sparse",
-    "srht": "hadamard",
-    "top_singular_vector": "top_vector",
-    "volume_sample": "volume",
-    "weighted_least_squares_design": "design",
-}
-"""Public name to the module that has it."""
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'quadric.sketch' has no attribute {name!r}")
-    value = getattr(import_module(f"quadric.sketch.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(_HOME)
-
-
-class _Package(ModuleType):
-    """A package whose functions are not hidden by the modules of the same name."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+__all__ = [
+    "Design",
+    "LpResult",
+    "LstsqResult",
+    "NewtonKktResult",
+    "ProjectResult",
+    "ProjectionDPP",
+    "RandomizedSvd",
+    "ResidualGradient",
+    "RowSample",
+    "SketchedQr",
+    "SketchingOperator",
+    "SparseRegressionResult",
+    "StreamingSketch",
+    "StreamingTopVector",
+    "circulant",
+    "clarkson_woodruff_transform",
+    "compose",
+    "count_sketch",
+    "fwht",
+    "gaussian",
+    "leverage_scores",
+    "lewis_weights",
+    "lp_regression",
+    "lp_sensitivities",
+    "lstsq",
+    "lstsq_backward_error",
+    "polynomial_basis",
+    "polynomial_degrees",
+    "projection_dpp",
+    "rademacher",
+    "randomized_svd",
+    "residual_gradient",
+    "row_sampling",
+    "sample_rows",
+    "sketch_and_project",
+    "sketched_newton_kkt",
+    "sketched_qr",
+    "sparse_regression",
+    "sparse_sign",
+    "srht",
+    "top_singular_vector",
+    "volume_sample",
+    "weighted_least_squares_design",
+]

@@ -14,10 +14,10 @@ import scipy.sparse as sp
 from quadric import arrays, checks, threads
 from quadric.arrays import Array
 from quadric.errors import ConvergenceWarning, LinAlgError
+from quadric.progress import bar
 from quadric.random import resolve_seed
 from quadric.random.philox import Seed
 from quadric.sketch.linear_system import Floats
-from quadric.sketch.progress import bar
 from quadric.sketch.sketch_and_project import sketch_and_project
 
 Function: TypeAlias = Callable[[Array], Any]

@@ -7,12 +7,12 @@ import numpy as np
 
 from quadric import arrays, checks
 from quadric.arrays import Array
+from quadric.progress import bar
 from quadric.random.philox import Seed, resolve_seed
 from quadric.sketch.lstsq_passes import Passes, is_sparse
 from quadric.sketch.lstsq_results import LstsqResult
 from quadric.sketch.lstsq_solve import DENSE, OPERATORS, Options, solve
 from quadric.sketch.operator import SketchingOperator
-from quadric.sketch.progress import bar
 
 Method: TypeAlias = Literal[
     "auto", "sketch", "precondition", "iterative", "spir", "fossils", "gram"

@@ -12,6 +12,7 @@ import scipy.linalg
 from quadric import arrays, checks, threads
 from quadric.arrays import Array
 from quadric.errors import ConvergenceWarning, LinAlgError
+from quadric.progress import bar
 from quadric.random import resolve_seed
 from quadric.random.philox import Seed
 from quadric.sketch import projections
@@ -22,7 +23,6 @@ from quadric.sketch.linear_system import (
     linear_system,
     right_hand_side,
 )
-from quadric.sketch.progress import bar
 from quadric.sketch.projections import Blocks, Extended, Projection, Rows, Sketched, Solve
 
 Method: TypeAlias = Literal[
@@ -239,7 +239,7 @@ def sketch_and_project(
         checks.finite(start, "x0")
         X[:] = start.reshape(d, -1).T
 
-    with threads.blas_limit(limit), bar(progress) as show:
+    with threads.blas_limit(limit), bar(progress, "residual") as show:
         norms = _norms(system, check_finite, needed=rows_only)
         if norms is not None and not norms.any():
             size, projection = 1, None  # 0 x = b: nothing to do

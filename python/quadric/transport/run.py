@@ -12,8 +12,8 @@ import numpy as np
 from quadric import arrays, checks
 from quadric.arrays import Array
 from quadric.errors import ConvergenceWarning
+from quadric.progress import bar
 from quadric.transport.problem import TOL, Measures, Problem, measure
-from quadric.transport.progress import bar
 from quadric.transport.results import TransportResult
 
 Method: TypeAlias = Literal["auto", "sinkhorn", "newton", "published"]
@@ -72,7 +72,7 @@ def run(
             f"method must be 'auto' or 'sinkhorn' for an unbalanced problem, got {method!r}"
         )
     start = None if warm_start is None else _start(problem, warm_start)
-    with bar(progress) as show:
+    with bar(progress, "marginal error") as show:
         found = _solve(problem, start, _Options(method, tols, max_iter, factor, show))
         if show is not None:
             show(

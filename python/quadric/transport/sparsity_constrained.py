@@ -11,12 +11,12 @@ from scipy.sparse import csc_array
 from quadric import arrays, backends, checks
 from quadric.arrays import Array
 from quadric.errors import ConvergenceWarning
+from quadric.progress import bar
 from quadric.transport import problem as problems
 from quadric.transport.capped import Capped, run
 from quadric.transport.cost import Cost
 from quadric.transport.laplacian import pull_back
 from quadric.transport.problem import TOL
-from quadric.transport.progress import bar
 from quadric.transport.solve import check_entries
 
 METHODS = ("semidual", "dual")
@@ -294,7 +294,7 @@ def sparsity_constrained(
         given, problem.a[0], problem.b[0], k, problem.reg, method, False, backend, problem.n_threads
     )
     start = start_from(warm_start, given.shape[0])
-    with bar(progress) as show:
+    with bar(progress, "marginal error") as show:
         found = run(capped, start, tol=limit, max_iter=max_iter, repair=repair, progress=show)
     converged = found.error <= limit
     if not converged:

@@ -34,7 +34,7 @@ class Bar:
 
 
 @contextmanager
-def bar(show: bool, name: str = "residual") -> Iterator[Bar | None]:
+def bar(show: bool, name: str) -> Iterator[Bar | None]:
     """Yield what to report progress to: None if nothing is to be shown."""
     if not show:
         yield None
