@@ -15,7 +15,7 @@ from quadric import backends
 from quadric.backends import available
 from quadric.transport.cost import KINDS, Cost
 
-ITERATIONS = 10  # in a call
+ITERATIONS = 20  # in a call, as the solver makes them
 READ_GOAL = 1.3  # times one read of the cost, at most
 RATE_GOAL = 10e9  # entries per second, float32 points in three dimensions
 MEMORY_GOAL = 1e9  # bytes for 100 000 points on either side

@@ -208,13 +208,13 @@ template <class T>
 inline V<T> power_of_two(V<T> x, T shift = 0) {
   using S = Simd<T>;
 #ifdef __AVX512F__
-  // x + shift = whole + k / kRoots + f with f in [0, 1 / kRoots): a table for k and a short polynomial. With masks:
-  // GCC 12 warns of the forms without.
+  // x = whole + k / kRoots + f with f in [0, 1 / kRoots): a table for k and a short polynomial. Rounded down, x + shift
+  // keeps its whole part. With masks: GCC 12 warns of the forms without.
   constexpr int kDown = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
-  const V<T> y = x + shift;
   if constexpr (sizeof(T) == 4) {  // (2^f - 1) / f; relative error of 2^f 6.5e-8
     using R = __m512;
-    const R z = reinterpret_cast<const R&>(y);
+    const R z = reinterpret_cast<const R&>(x);
+    const R sum = _mm512_maskz_add_round_ps(0xffff, z, _mm512_set1_ps(shift), kDown);
     const R k = _mm512_mask_fmadd_round_ps(z, 0xffff, _mm512_set1_ps(32), _mm512_set1_ps(S::kRound), kDown);
     const R rest = _mm512_maskz_reduce_ps(0xffff, z, 0x59);
     const auto root = _mm512_maskz_permutex2var_epi32(0xffff, reinterpret_cast<const __m512i&>(kRootsFloat[0]),
@@ -223,12 +223,13 @@ inline V<T> power_of_two(V<T> x, T shift = 0) {
     const V<T>& f = reinterpret_cast<const V<T>&>(rest);
     const V<T>& r = reinterpret_cast<const V<T>&>(root);
     const V<T> e = r + r * (f * (T(0.242652692) * f + T(0.693123732)));
-    const R power = _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(z, _mm512_set1_ps(S::kMinExponent), _CMP_GE_OQ),
-                                           reinterpret_cast<const R&>(e), z);
+    const R power = _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(sum, _mm512_set1_ps(S::kMinExponent), _CMP_GE_OQ),
+                                           reinterpret_cast<const R&>(e), sum);
     return reinterpret_cast<const V<T>&>(power);
   } else {  // 7.6e-18
     using R = __m512d;
-    const R z = reinterpret_cast<const R&>(y);
+    const R z = reinterpret_cast<const R&>(x);
+    const R sum = _mm512_maskz_add_round_pd(0xff, z, _mm512_set1_pd(shift), kDown);
     const R k = _mm512_mask_fmadd_round_pd(z, 0xff, _mm512_set1_pd(16), _mm512_set1_pd(S::kRound), kDown);
     const R rest = _mm512_maskz_reduce_pd(0xff, z, 0x49);
     const auto root = _mm512_maskz_permutex2var_epi64(0xff, reinterpret_cast<const __m512i&>(kRootsDouble[0]),
@@ -243,8 +244,8 @@ inline V<T> power_of_two(V<T> x, T shift = 0) {
     q = q * f + 2.4022650696146325866e-1;
     q = q * f + 6.9314718055993774105e-1;
     const V<T> e = r + r * (f * q);
-    const R power = _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(z, _mm512_set1_pd(S::kMinExponent), _CMP_GE_OQ),
-                                           reinterpret_cast<const R&>(e), z);
+    const R power = _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(sum, _mm512_set1_pd(S::kMinExponent), _CMP_GE_OQ),
+                                           reinterpret_cast<const R&>(e), sum);
     return reinterpret_cast<const V<T>&>(power);
   }
 #else

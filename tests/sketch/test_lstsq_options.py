@@ -203,7 +203,9 @@ def test_few_rows_give_the_shortest_solution(backend, n, d, cond, k):
     eta = 4 * BACKWARD * EPS * np.sqrt(n) * s[0] / s[-1]
     assert_within(np.linalg.norm(result.x - expected), 0, eta * np.linalg.norm(expected))
     size = np.linalg.norm(s) * np.linalg.norm(result.x) + np.linalg.norm(b)
-    assert np.linalg.norm(true_residual(A, result.x, b)) <= BACKWARD * EPS * size
+    # What the solver sees of the residual are sums of d products, whose rounding grows like sqrt(d).
+    limit = (BACKWARD + np.sqrt(d) / 16) * EPS * size
+    assert np.linalg.norm(true_residual(A, result.x, b)) <= limit
 
 
 @pytest.mark.parametrize(("n", "d"), [(30, 2500), (30, 100)])

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "quadric/view.hpp"
+#include "sketch/tiles.hpp"
 
 namespace quadric::sketch::detail {
 
@@ -40,23 +41,15 @@ MatrixView<T> row_range(const MatrixView<T>& A, std::int64_t begin, std::int64_t
   return {A.data + begin * A.row_stride, count, A.cols, A.row_stride, A.col_stride};
 }
 
-// A as doubles with contiguous rows: itself where it is that, else a copy in `memory`.
+// A with contiguous rows: itself where it has them, else a copy in `memory`.
 template <class T>
-const double* as_doubles(const MatrixView<const T>& A, double* memory, std::int64_t& stride) {
-  if constexpr (sizeof(T) == 8) {
-    if (by_rows(A)) {
-      stride = A.row_stride;
-      return A.data;
-    }
+const T* with_rows(const MatrixView<const T>& A, T* memory, std::int64_t& stride) {
+  if (by_rows(A)) {
+    stride = A.row_stride;
+    return A.data;
   }
   stride = A.cols;
-  if (A.col_stride == 1 || A.row_stride != 1) {
-    for (std::int64_t i = 0; i < A.rows; ++i)
-      for (std::int64_t j = 0; j < A.cols; ++j) memory[i * stride + j] = static_cast<double>(A(i, j));
-  } else {
-    for (std::int64_t j = 0; j < A.cols; ++j)
-      for (std::int64_t i = 0; i < A.rows; ++i) memory[i * stride + j] = static_cast<double>(A(i, j));
-  }
+  copy_rows(A, 0, A.rows, 0, A.cols, A.cols, memory);
   return memory;
 }
 
