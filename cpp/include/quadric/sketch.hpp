@@ -102,7 +102,8 @@ QUADRIC_API void residual_gradient(const Execution& exec, MatrixView<const T> A,
                                    double* G,                     // d x k contiguous, or null
                                    double* norms);                // k
 
-// G = (A M)^T (A M) for an upper triangular M: 2 n d^2 flops, one read of A.
+// G = (A M)^T (A M) for an upper triangular M: 2 n d^2 flops, one read of A. Here and below products are made in T for
+// a few hundred rows at a time, and their sums in double.
 template <class T>
 QUADRIC_API void preconditioned_gram(const Execution& exec, MatrixView<const T> A,
                                      const double* M,  // d x d, contiguous
