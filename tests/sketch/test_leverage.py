@@ -79,7 +79,7 @@ def test_special_matrices(backend):
 
 def test_huge_and_tiny_entries(backend):
     a = matrix(500, 4)
-    for scale in (1e-150, 1e150):
+    for scale in (1e-250, 1e-150, 1e150, 1e250):
         found = leverage_scores(scale * a, backend=backend)
         assert_within(found, leverage(a), bound(a))
 

@@ -203,7 +203,7 @@ def test_few_rows_give_the_shortest_solution(backend, n, d, cond, k):
     eta = 4 * BACKWARD * EPS * np.sqrt(n) * s[0] / s[-1]
     assert_within(np.linalg.norm(result.x - expected), 0, eta * np.linalg.norm(expected))
     size = np.linalg.norm(s) * np.linalg.norm(result.x) + np.linalg.norm(b)
-    # What the solver sees of the residual are sums of d products, whose rounding grows like sqrt(d).
+    # The solver sees a residual of sums of d products, whose rounding grows like sqrt(d).
     limit = (BACKWARD + np.sqrt(d) / 16) * EPS * size
     assert np.linalg.norm(true_residual(A, result.x, b)) <= limit
 
@@ -376,3 +376,28 @@ def test_unlucky_sketches_are_made_good(backend):
             )
         if result.rank == 8:
             assert karlson_walden(p.A, p.b, result.x) <= BACKWARD * p.u
+
+
+# ---- sketches without luck -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["auto", "gram", "spir", "fossils", "precondition", "iterative"])
+def test_two_rows_that_meet_in_the_sketch_are_no_dependence(backend, method):
+    """The columns of rows 35455 and 62574 in the default sketch of this seed are parallel."""
+    n, rows = 92_381, [35_455, 62_574, 11]
+    A = np.zeros((n, 3))
+    A[rows] = np.eye(3)
+    b = np.random.default_rng(0).standard_normal(n)
+    result = lstsq(A, b, method=method, backend=backend)
+    assert result.rank == 3
+    assert_within(result.x - b[rows], 0, 1e3 * EPS * np.linalg.norm(b))
+
+
+def test_a_sketch_that_cannot_hold_the_rank_is_refused(backend):
+    A = np.zeros((4000, 8))
+    A[:8] = np.eye(8)
+    with pytest.raises(qd.LinAlgError, match="sketch_size must be larger, or operator or seed"):
+        lstsq(A, np.ones(4000), operator="count_sketch", sketch_size=8, backend=backend)
+    missing = qd.sketch.row_sampling(np.arange(8, 40), 4000)
+    with pytest.raises(qd.LinAlgError, match="the sketch has rank 0, A more"):
+        lstsq(A, np.ones(4000), method="spir", operator=missing, backend=backend)

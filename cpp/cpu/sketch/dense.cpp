@@ -3,7 +3,7 @@
 #include "quadric/blas.hpp"
 #include "quadric/sketch.hpp"
 #include "require.hpp"
-#include "sketch/tiles.hpp"
+#include "sketch/slabs.hpp"
 
 namespace quadric::sketch {
 namespace {
@@ -33,7 +33,7 @@ void dense(const Execution& exec, MatrixView<const T> A, Place place, Entries en
   QUADRIC_REQUIRE(out.cols == d, "out must have the columns of A");
   if (A.empty() || m == 0) return;
   // BLAS gets contiguous rows always, so that the layout of A changes no bit.
-  const bool ready = A.col_stride == 1 && A.row_stride >= d;
+  const bool ready = by_rows(A);
   const std::int64_t tasks = ceil_div(m, kRows), unit = granule(entries);
   const int n_threads = std::min(thread_count(exec, tasks), pass_threads(exec, m * n * d));
   const Buffer<T> spaces(n_threads * kRows * kDenseBlock), copies(ready ? 1 : std::min(kPanel, n) * d);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "quadric/view.hpp"
@@ -26,14 +27,14 @@ struct Slabs {
   std::int64_t n, rows = 0, count = 0;
 };
 
-// What BLAS can take as it lies.
+// What BLAS, which counts in int, can take as it lies.
 template <class T>
 bool by_rows(const MatrixView<const T>& A) {
-  return A.col_stride == 1 && A.row_stride >= A.cols;
+  return A.col_stride == 1 && A.row_stride >= A.cols && A.row_stride <= std::numeric_limits<int>::max();
 }
 template <class T>
 bool by_columns(const MatrixView<const T>& A) {
-  return A.row_stride == 1 && A.col_stride >= A.rows;
+  return A.row_stride == 1 && A.col_stride >= A.rows && A.col_stride <= std::numeric_limits<int>::max();
 }
 
 template <class T>

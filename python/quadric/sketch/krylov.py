@@ -1,7 +1,10 @@
 """Solvers that precondition with a sketch and iterate: forward stable, not backward stable."""
 
+from functools import partial
+
 import numpy as np
 
+from quadric.sketch.lstsq_factor import Factor
 from quadric.sketch.lstsq_problem import Point, Problem, Watch
 from quadric.sketch.refine import rates
 
@@ -59,7 +62,7 @@ def lsqr(problem: Problem, point: Point) -> tuple[Point, bool]:
         w = v - sine * alpha / size * w
         rho = -cosine * alpha
         gradient = factor.lift(phi * alpha * cosine * v)
-        there = watch.reached(gradient, lambda y=y: point.x + factor.apply(y))
+        there = watch.reached(gradient, partial(_moved, point.x, factor, y))
         converged |= todo & ((steps <= floor) | there | (alpha == 0))
         todo &= ~converged
         v, w = np.where(todo, v, 0.0), np.where(todo, w, 0.0)
@@ -89,6 +92,10 @@ def momentum(problem: Problem, point: Point) -> tuple[Point, bool]:
         if not todo.any():
             break
         g, _ = passes.gradient(x, problem.b, problem.r)
-        converged |= watch.reached(g / factor.norms[:, None], lambda x=x: x)
+        converged |= watch.reached(g / factor.norms[:, None], partial(np.asarray, x))
         todo &= ~converged
     return problem.visit(x, "iterative"), bool(converged.all())
+
+
+def _moved(x: np.ndarray, factor: Factor, y: np.ndarray) -> np.ndarray:
+    return np.asarray(x + factor.apply(y))

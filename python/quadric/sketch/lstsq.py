@@ -75,7 +75,8 @@ def lstsq(
         Rows of the sketch, between d and n; rounded up to a multiple of `nnz`. None is 12 d, and
         4 d for "gram", and a few more.
     nnz : int, optional
-        Signs per row of A of a sparse sign sketch. None is 8, and 4 for "gram".
+        Signs per row of A of a sparse sign sketch. None is 8, and 4 for "gram" and for 512 columns
+        or more.
     operator : str or SketchingOperator, optional
         "sparse_sign" (the default), "count_sketch", "srht", "circulant", "gaussian", "rademacher",
         or an operator with n columns and at least d rows.
@@ -124,6 +125,9 @@ def lstsq(
         ``n < d``, or a number is out of range.
     TypeError
         If a dtype is neither float32 nor float64, or that of b is not that of A.
+    LinAlgError
+        If a sketch of the size or the operator that was asked for loses a direction of A. What
+        `lstsq` chooses by itself is then drawn anew, with more rows.
 
     See Also
     --------

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import linalg
 from scipy.linalg import lapack
 
-from quadric.sketch.lstsq_passes import is_sparse
+from quadric.sketch.lstsq_passes import Passes, is_sparse
 
 _BLOCK = 32  # columns of a panel of the QR factorization
 _COPY = 256  # rows that are turned to column-major together, so that they stay in cache
@@ -182,6 +182,23 @@ def truncate(factor: Factor, least: float) -> None:
     factor.truncated = rank < len(sigma)
     if factor.truncated:
         factor.start = u[:, :rank].T @ factor.start
+
+
+def lost(passes: Passes, factor: Factor, rcond: float | None) -> bool:
+    """Return whether A, unlike its sketch, is not zero along what the factor leaves out.
+
+    Two rows of A that alone reach some directions may meet in one row of a sketch: rare, and not to
+    be taken for dependent columns. One read of A tells.
+    """
+    if not factor.truncated:
+        return False
+    assert factor.V is not None
+    # Of the scaled columns: orthonormal vectors of x would mix entries of all sizes.
+    null = factor.V[:, factor.rank :] / factor.norms[:, None]
+    scales = np.where(factor.R.any(axis=0), factor.norms, 0.0)
+    least = max(1e3 * float(np.finfo(passes.dtype).eps), 10 * (rcond or 0.0))
+    limits = least * factor.largest * np.linalg.norm(scales[:, None] * null, axis=0)
+    return bool((passes.lengths(null) > limits).any())
 
 
 def of_triangle(R: np.ndarray, start: np.ndarray) -> Factor:

@@ -84,6 +84,10 @@ class Passes:
             g += self.ridge * x
         return g
 
+    def lengths(self, x: np.ndarray) -> np.ndarray:
+        """Return the norms of the columns of ``A x``, without the ridge."""
+        return np.asarray(np.sqrt(self._run(x, None, None, gradient=False)[1]))
+
     def residual(self, x: np.ndarray, b: np.ndarray, r: np.ndarray) -> None:
         """Write ``r = b - A x``."""
         self._run(x, b, r, gradient=False)

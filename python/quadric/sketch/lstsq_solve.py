@@ -9,13 +9,14 @@ import numpy as np
 from scipy.linalg import blas, lapack
 
 from quadric import threads
-from quadric.errors import ConvergenceWarning
+from quadric.errors import ConvergenceWarning, LinAlgError
 from quadric.sketch import cost_model, krylov, refine
 from quadric.sketch.karlson_walden import Estimate
 from quadric.sketch.lstsq_factor import (
     Factor,
     default_rcond,
     factorize,
+    lost,
     of_triangle,
     sketch,
     truncate,
@@ -30,6 +31,7 @@ from quadric.sketch.underdetermined import LeastNorm
 DENSE = ("srht", "circulant", "gaussian", "rademacher")
 OPERATORS = ("sparse_sign", "count_sketch", *DENSE)
 
+_ATTEMPTS = 3  # sketches that may lose a direction of A
 _ROUGH = 1e-3  # reciprocal condition of (A R^-1)^T (A R^-1) at which the sketch was unlucky
 
 
@@ -200,6 +202,31 @@ def _operator(passes: Passes, k: int, method: str, options: Options) -> Sketchin
 
 
 def _factor(
+    passes: Passes, b: np.ndarray, operator: SketchingOperator | None, options: Options
+) -> Factor:
+    """Return the factor of a sketch that has lost no direction of A: another one if it has."""
+    factor = _factor_once(passes, b, operator, options)
+    for attempt in range(1, _ATTEMPTS + 1):
+        if operator is None or not lost(passes, factor, options.rcond):
+            return factor
+        if attempt == _ATTEMPTS or isinstance(options.operator, SketchingOperator):
+            break
+        name, seed = options.operator, (options.seed + attempt) % 2**64
+        nnz = max(options.nnz or 8, 8)
+        m = operator.m if options.sketch_size else min(2 * operator.m, passes.n)
+        if name == "sparse_sign":
+            m = -(-m // nnz) * nnz
+        operator = None
+        if m < passes.n:
+            operator = make_operator(name, m, passes.n, nnz, seed, passes)
+        factor = _factor_once(passes, b, operator, options)
+    raise LinAlgError(
+        f"sketch_size must be larger, or operator or seed another: the sketch has rank "
+        f"{factor.rank}, A more"
+    )
+
+
+def _factor_once(
     passes: Passes, b: np.ndarray, operator: SketchingOperator | None, options: Options
 ) -> Factor:
     passes.count += 1

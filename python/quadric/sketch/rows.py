@@ -206,7 +206,9 @@ def factorize(rows: Rows, *, ridge: float = 0.0, exact: bool = True, seed: int =
 def _triangle(a: np.ndarray, tol: float) -> Factor:
     """Return the factor of a small matrix, its columns in their own order at rank d."""
     n, d = a.shape
-    norms = np.sqrt(np.einsum("ij,ij->j", a, a))
+    largest = np.abs(a).max(axis=0, initial=0.0)
+    scaled = a / np.where(largest > 0, largest, 1.0)  # squares of the entries could overflow
+    norms = largest * np.sqrt(np.einsum("ij,ij->j", scaled, scaled))
     scale = np.where(norms > 0, norms, 1.0)
     R = linalg.qr(a / scale, mode="r", check_finite=False)[0][:d]
     kept = np.arange(d)

@@ -14,7 +14,7 @@ from quadric.errors import ConvergenceWarning
 from quadric.random.philox import Seed, resolve_seed
 from quadric.sketch import cost_model, refine
 from quadric.sketch.karlson_walden import Estimate
-from quadric.sketch.lstsq_factor import Factor, factorize
+from quadric.sketch.lstsq_factor import Factor, factorize, lost
 from quadric.sketch.lstsq_factor import sketch as stacked
 from quadric.sketch.lstsq_passes import Passes
 from quadric.sketch.lstsq_problem import Problem
@@ -127,7 +127,11 @@ def lstsq(
     passes = ChunkedPasses(rows, checks.real(ridge, "ridge", low=0.0))
 
     with threads.blas_limit(1):
-        factor, b_norms = _factor(passes, side, m, 4 if method == "gram" else 8, rcond, seed)
+        for attempt in range(3):
+            nnz = 4 if method == "gram" and not attempt else 8
+            factor, b_norms = _factor(passes, side, m << attempt, nnz, rcond, seed + attempt)
+            if m << attempt >= n or not lost(passes, factor, rcond):
+                break
         x = factor.apply(factor.start)
         exact = exact_factor(passes, factor) if method == "gram" and not factor.truncated else None
         method, factor = ("spir", factor) if exact is None else ("gram", exact)
@@ -209,7 +213,7 @@ def _factor(
     passes.count += 1
     m = -(-m // nnz) * nnz
     if m < passes.n:
-        S = family.sparse_sign(m, passes.n, nnz=nnz, seed=seed, backend=passes.backend)
+        S = family.sparse_sign(m, passes.n, nnz=nnz, seed=seed % 2**64, backend=passes.backend)
         SA, Sb, squares = total(passes.rows.each(_sketch_both, S, b=b)).compute()
     else:
         SA, Sb = da.compute(passes.A, b)

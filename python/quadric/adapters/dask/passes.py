@@ -84,8 +84,8 @@ def gram(
     Returns
     -------
     dask.array.Array, shape (d, d), float64
-        One chunk, exactly symmetric. Blocks of rows are multiplied in the dtype of A and added up in
-        float64.
+        One chunk, exactly symmetric. Blocks of rows are multiplied in the dtype of A and added up
+        in float64.
 
     Raises
     ------
