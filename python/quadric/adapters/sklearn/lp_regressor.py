@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from quadric import checks, sketch
 from quadric.adapters.sklearn.inputs import DTYPES, FORMATS, sample_weights, seed
 from quadric.adapters.sklearn.rows import scaled
+from quadric.sketch.lp_regression import Sampling
 
 
 class LpRegressor(RegressorMixin, BaseEstimator):
@@ -79,7 +80,7 @@ class LpRegressor(RegressorMixin, BaseEstimator):
         p: float = 1.0,
         *,
         fit_intercept: bool = True,
-        sampling: str | None = "sensitivity",
+        sampling: Sampling = "sensitivity",
         sketch_size: int | None = None,
         tol: float | None = None,
         max_iter: int = 100,

@@ -1,7 +1,7 @@
 """Linear regression on many rows."""
 
 import warnings
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from scipy import sparse
@@ -13,6 +13,7 @@ from quadric import sketch
 from quadric.adapters.sklearn.inputs import DTYPES, FORMATS, sample_weights, seed
 from quadric.adapters.sklearn.row_stream import RowStream, Solution, Stream
 from quadric.adapters.sklearn.rows import mean, scaled, weighted, with_penalty
+from quadric.sketch.lstsq import Method
 
 
 class SketchedRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -119,13 +120,13 @@ class SketchedRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self,
         *,
         fit_intercept: bool = True,
-        method: str = "auto",
+        method: Method = "auto",
         tol: float | None = None,
         max_iter: int | None = None,
         sketch_size: int | None = None,
         operator: str | None = None,
         nnz: int | None = None,
-        guarantee: str | None = None,
+        guarantee: Literal["linf"] | None = None,
         rcond: float | None = None,
         stream: Stream = "exact",
         random_state: Any = 0,

@@ -1,10 +1,11 @@
 """Ridge regression on many rows."""
 
-from typing import Any
+from typing import Any, Literal
 
 from quadric import checks
 from quadric.adapters.sklearn.row_stream import Stream
 from quadric.adapters.sklearn.sketched_regressor import SketchedRegressor
+from quadric.sketch.lstsq import Method
 
 
 class SketchedRidge(SketchedRegressor):
@@ -70,13 +71,13 @@ class SketchedRidge(SketchedRegressor):
         alpha: float = 1.0,
         *,
         fit_intercept: bool = True,
-        method: str = "auto",
+        method: Method = "auto",
         tol: float | None = None,
         max_iter: int | None = None,
         sketch_size: int | None = None,
         operator: str | None = None,
         nnz: int | None = None,
-        guarantee: str | None = None,
+        guarantee: Literal["linf"] | None = None,
         rcond: float | None = None,
         stream: Stream = "exact",
         random_state: Any = 0,
