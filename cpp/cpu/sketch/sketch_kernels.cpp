@@ -86,15 +86,15 @@ void places(std::uint64_t seed, std::uint64_t first, std::int64_t rows, std::int
 
 template <class T>
 struct Pack {
-  Packing<T>& packing;
+  const Packing<T>& packing;
   std::int64_t rows;
   template <int lines>
   void operator()() const {
     constexpr std::int64_t kWidth = lines * kLineEntries<T>;
-    for (; packing.done < rows; ++packing.done) {
-      const T* const a = packing.from + packing.done * packing.stride;
-      T* const to = packing.to + packing.done * kWidth;
-      const std::int64_t at = packing.bit + packing.done;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const T* const a = packing.from + i * packing.stride;
+      T* const to = packing.to + i * kWidth;
+      const std::int64_t at = packing.bit + i;
       const I<T> sign = sign_of<T>(packing.signs[at >> 5] >> (at & 31));
       for (int line = 0; line < lines; ++line)
         __builtin_prefetch(a + kAhead * packing.stride + line * kLineEntries<T>, 0, 2);
@@ -104,7 +104,7 @@ struct Pack {
 };
 
 template <class T>
-void pack(Packing<T>& packing, std::int64_t rows, std::int64_t lines) {
+void pack(const Packing<T>& packing, std::int64_t rows, std::int64_t lines) {
   with_lines(lines, Pack<T>{packing, rows});
 }
 

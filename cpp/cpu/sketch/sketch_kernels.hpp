@@ -32,15 +32,14 @@ struct Packing {
   const T* from = nullptr;
   std::int64_t stride = 0;
   T* to = nullptr;
-  std::int64_t done = 0;                 // rows so far
-  const std::uint32_t* signs = nullptr;  // row i changes sign if bit `bit` + i is set; none if null
+  const std::uint32_t* signs = nullptr;  // row i changes sign if bit `bit` + i is set
   std::int64_t bit = 0;
 };
 
 template <class T>
 struct SketchKernels {
-  // Packs rows until there are so many, and asks memory for those to come.
-  void (*pack)(Packing<T>& packing, std::int64_t rows, std::int64_t lines);
+  // Packs so many rows, and asks memory for those to come.
+  void (*pack)(const Packing<T>& packing, std::int64_t rows, std::int64_t lines);
   // Row k block + places[k rows + i] / 2 of the sums, k < nnz, += +-(row i of A), for `rows` rows that are `stride`
   // apart.
   void (*scatter)(const T* A, std::int64_t stride, std::int64_t rows, const std::int32_t* places, std::int64_t nnz,

@@ -11,8 +11,8 @@ namespace {
 
 using namespace detail;
 
-// Rows of A that one tile of sums takes before the next tile: it stays in the second-level cache meanwhile, and what
-// memory reads beside its columns in the third.
+// Rows of A that one tile of sums takes before the next tile: it stays in the second-level cache meanwhile, unless it
+// is of a wide sketch, where narrower tiles would cost more; and what memory reads beside its columns in the third.
 constexpr std::int64_t kPanel = 1 << 13;
 constexpr std::int64_t kPiece = 256;     // whose places are drawn together
 constexpr std::int64_t kSums = 1 << 22;  // bytes of a tile

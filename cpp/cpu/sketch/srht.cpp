@@ -52,8 +52,8 @@ void srht(const Execution& exec, MatrixView<const T> A, Place place, std::int64_
     for (std::int64_t begin = 0; begin < n; begin += k) {
       for (std::int64_t i = 0; i < k; i += chunk) {
         const std::int64_t first = begin + i, count = std::clamp<std::int64_t>(n - first, 0, chunk);
-        Packing<T> packing{
-            A.data + first * A.row_stride + tiles.first(t), A.row_stride, block + i * width, 0, words, bit + first};
+        Packing<T> packing{A.data + first * A.row_stride + tiles.first(t), A.row_stride, block + i * width, words,
+                           bit + first};
         if (!tiles.ready(A, t) && count > 0) {
           copy_rows(A, first, count, tiles.first(t), tiles.columns(t), width, copies);
           packing.from = copies;

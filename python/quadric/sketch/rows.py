@@ -14,6 +14,7 @@ from scipy import linalg, sparse
 from quadric import backends, checks, threads
 from quadric.errors import LinAlgError
 from quadric.sketch import inputs
+from quadric.sketch.lstsq_factor import column_norms
 
 NNZ = 8  # nonzeros per column of the sketch
 
@@ -206,16 +207,13 @@ def factorize(rows: Rows, *, ridge: float = 0.0, exact: bool = True, seed: int =
 def _triangle(a: np.ndarray, tol: float) -> Factor:
     """Return the factor of a small matrix, its columns in their own order at rank d."""
     n, d = a.shape
-    largest = np.abs(a).max(axis=0, initial=0.0)
-    scaled = a / np.where(largest > 0, largest, 1.0)  # squares of the entries could overflow
-    norms = largest * np.sqrt(np.einsum("ij,ij->j", scaled, scaled))
-    scale = np.where(norms > 0, norms, 1.0)
+    scale = column_norms(a)
     R = linalg.qr(a / scale, mode="r", check_finite=False)[0][:d]
     kept = np.arange(d)
     if n < d or _reciprocal_condition(R) < 4 * tol:
         R, order = linalg.qr(R, mode="r", pivoting=True, check_finite=False)
         pivots = np.abs(R.diagonal())
-        rank = int((pivots > tol).sum()) if norms.any() else 0
+        rank = int((pivots > tol).sum())
         R, kept = R[:rank, :rank], order[:rank].astype(np.int64)
     M = np.zeros((d, len(kept)))
     if len(kept):
