@@ -16,9 +16,9 @@ python := $(bin)/python
 pip    := $(python) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt $(PIP_ARGS)
 
 # Python files are not listed: the install is editable, so only the compiled part goes stale.
-native  := CMakeLists.txt pyproject.toml $(shell find cpp/include cpp/cpu cpp/bindings cpp/cmake -type f 2>/dev/null)
+native  := CMakeLists.txt pyproject.toml $(shell find cpp/include cpp/cpu cpp/cuda cpp/bindings cpp/cmake -type f 2>/dev/null)
 cxx     := $(shell find cpp -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
-benchmarks := $(subst /,.,$(basename $(wildcard bench/*/bench_*.py)))
+benchmarks := $(subst /,.,$(basename $(filter-out %_gpu.py,$(wildcard bench/*/bench_*.py))))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -221,7 +221,7 @@ def machine(packages: Iterable[str] = ("numpy", "scipy", "numba", "torch")) -> l
         f"System: {platform.system()} {platform.release()}, Python {platform.python_version()}",
         f"Libraries: {versions}",
         f"BLAS: {'; '.join(config['blas'])}",
-        f"quadric: commit {_commit()}, backends {', '.join(config['backends'])}, "
+        f"quadric: commit {commit()}, backends {', '.join(config['backends'])}, "
         f"SIMD {(config['simd'] or ['none'])[0]}",
         f"Date: {time.strftime('%Y-%m-%d', time.gmtime())}",
     ]
@@ -308,7 +308,7 @@ def _cpu() -> str:
     return found[1].strip() if found else platform.machine()
 
 
-def _commit() -> str:
+def commit() -> str:
     command = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(
         command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False

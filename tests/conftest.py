@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import threadpoolctl
@@ -21,10 +22,34 @@ settings.register_profile("ci", settings.get_profile("quadric"), derandomize=Tru
 settings.load_profile("ci" if os.environ.get("CI") else "quadric")
 
 
-@pytest.fixture(scope="session", params=backends.available())
+# The one backend to test, which then must be there: QUADRIC_TEST_BACKEND=cuda where a GPU must be.
+ONLY = os.environ.get("QUADRIC_TEST_BACKEND")
+if ONLY and (reason := backends.why_missing(ONLY)) is not None:
+    raise pytest.UsageError(f"QUADRIC_TEST_BACKEND={ONLY} cannot be used here: {reason}")
+
+ON_GPU = {name.partition(".")[0] for name, row in backends.table() if "cuda" in row.backends}
+
+
+@pytest.fixture(scope="session", params=[ONLY] if ONLY else backends.available())
 def backend(request: pytest.FixtureRequest) -> str:
     """Name of a backend that works here; the test runs once for each of them."""
     return request.param
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of ``cuda`` in families that it does not serve."""
+    here = Path(__file__).parent
+
+    def left_out(item: pytest.Item) -> bool:
+        asked = getattr(item, "callspec", None) and item.callspec.params.get("backend")
+        if asked != "cuda" or not item.path.is_relative_to(here):
+            return False
+        return item.path.relative_to(here).parts[0] not in {*ON_GPU, "cuda"}
+
+    gone = [item for item in items if left_out(item)]
+    if gone:
+        config.hook.pytest_deselected(items=gone)
+        items[:] = [item for item in items if not left_out(item)]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -52,7 +52,7 @@ EXECUTION = [
 # Of a number that must be an integer, at least 1.
 SIZES = [0, -1, 2.5, "3", None, True, NAN]
 # Of a number that must be finite and above 0.
-POSITIVE = [0, 0.0, -1.0, NAN, INF, -INF, "small", None]
+POSITIVE = [0, 0.0, -1.0, NAN, INF, -INF, "small", "2", True, None]
 
 
 def shown(value: Any) -> str:

@@ -36,7 +36,8 @@ def test_show_config_prints_what_config_returns(capsys):
 def test_config_knows_the_backends_and_threads():
     found = config()
     assert found["backends"] == backends.available()
-    assert found["missing"].keys() == set(backends.ORDER) - set(backends.available())
+    assert found["missing"].keys() == {*backends.ORDER, "cuda"} - set(backends.available())
+    assert bool(found["gpus"]) == ("cuda" in backends.available())
     assert found["threads"] >= 1
 
 

@@ -31,7 +31,7 @@ class Grid(NamedTuple):
 def find_params(weights: Tensor, bits: int) -> Grid:
     """Minmax grid of each row of `weights` (rows, columns); the range always includes zero."""
     maxq = 2**bits - 1
-    zero = torch.zeros(weights.shape[0])
+    zero = torch.zeros(weights.shape[0], device=weights.device)
     low = torch.minimum(weights.min(1)[0], zero)
     high = torch.maximum(weights.max(1)[0], zero)
     empty = (low == 0) & (high == 0)

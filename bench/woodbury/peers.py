@@ -16,9 +16,11 @@ class SequentialInverse:
     EMNLP 2022, https://arxiv.org/abs/2203.07259.
     """
 
-    def __init__(self, size: int, block: int, damping: float, count: int) -> None:
+    def __init__(
+        self, size: int, block: int, damping: float, count: int, device: str = "cpu"
+    ) -> None:
         self.count = count
-        self.inverse = (torch.eye(block) / damping).repeat(size // block, 1, 1)
+        self.inverse = (torch.eye(block, device=device) / damping).repeat(size // block, 1, 1)
 
     def add(self, g: Tensor) -> None:
         g = g.view(-1, self.inverse.shape[1])
@@ -33,7 +35,7 @@ def batched_inverse(G: Tensor, block: int, damping: float, chunk: int = 64) -> T
     Products of `chunk` gradients at a time, read where they lie (a contiguous copy of each chunk
     takes three times as long).  G (m, d) with d a multiple of `block`.
     """
-    fisher = torch.zeros(G.shape[1] // block, block, block)
+    fisher = torch.zeros(G.shape[1] // block, block, block, device=G.device)
     for rows in G.split(chunk):
         X = rows.unflatten(1, (-1, block)).permute(1, 0, 2)
         fisher.baddbmm_(X.transpose(1, 2), X, alpha=1 / G.shape[0])
@@ -48,7 +50,7 @@ def static_setup(G: Tensor, damping: float, V: Tensor) -> Tensor:
     "M-FAC", NeurIPS 2021, https://arxiv.org/abs/2107.03356.
     """
     m = G.shape[0]
-    q = torch.empty(m)
+    q = torch.empty(m, device=G.device)
     for i, g in enumerate(G):
         torch.div(g, damping, out=V[i])
         if i:
@@ -78,7 +80,7 @@ class DynamicWindow:
         self.products[self.oldest] = row
         self.products[:, self.oldest] = row
         self.oldest = (self.oldest + 1) % len(self.G)
-        one = torch.eye(len(self.G))
+        one = torch.eye(len(self.G), device=self.G.device)
         C = torch.linalg.cholesky(len(self.G) * one + self.products / self.damping)
         pivots = C.diagonal()
         L = C / pivots
@@ -104,3 +106,10 @@ def rank_one_in_place(J: Tensor, v: Tensor, decay: float) -> Tensor:
     u = J @ v
     weight = (1 - decay) / (decay + (1 - decay) * float(torch.dot(v, u)))
     return J.addr_(u, u, beta=1 / decay, alpha=-weight / decay)
+
+
+def rank_one_on_gpu(J: Tensor, v: Tensor, decay: float) -> Tensor:
+    """The same without waiting for a number from the device."""
+    u = J @ v
+    weight = (1 - decay) / (decay + (1 - decay) * torch.dot(v, u))
+    return J.sub_(torch.outer(u * weight, u)).div_(decay)

@@ -1,6 +1,7 @@
 """The caller's arrays: in as NumPy views, out as what the caller works with.
 
-Nothing is copied on the way in or out, and no dtype changes.
+Nothing is copied on the way in or out, and no dtype changes. Arrays on a GPU come in as
+:class:`quadric.device.DeviceArray`, in the functions that have kernels there.
 
 NumPy has no bfloat16, so inside the library its bits pass as uint16: among the types of
 :data:`STORAGE`, uint16 never means anything else.
@@ -13,13 +14,32 @@ from typing import Any, TypeAlias
 import numpy as np
 from array_api_compat import array_namespace, is_torch_array
 
+from quadric import device
+from quadric.device import DeviceArray
+
 Array: TypeAlias = Any
-"""A NumPy array, or anything that hands out CPU memory through DLPack (a torch tensor)."""
+"""A NumPy array, anything that hands out CPU memory through DLPack (a torch tensor), or an array of
+torch, CuPy or JAX on a GPU."""
+
+Data: TypeAlias = Any
+"""The same inside the library: a NumPy array, or a DeviceArray."""
 
 STORAGE = ("float16", "uint16", "float32", "float64")
 """Types that values may be kept in; uint16 is bfloat16."""
 
 _CPU = 1  # kDLCPU
+
+
+def take(x: Array, name: str, *, bfloat16: bool = False) -> Data:
+    """Return :func:`to_numpy` of an array in CPU memory, a DeviceArray of one on a GPU."""
+    if device.find(x) is None:
+        return to_numpy(x, name, bfloat16=bfloat16)
+    if is_bfloat16(x) and not bfloat16:
+        raise TypeError(f"{name} cannot be bfloat16 here: convert it to float32")
+    try:
+        return device.wrap(x)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name} cannot be used: {error}") from None
 
 
 def to_numpy(x: Array, name: str, *, bfloat16: bool = False) -> np.ndarray:
@@ -53,10 +73,12 @@ def is_bfloat16(x: Array) -> bool:
     return str(x.dtype).endswith("bfloat16")
 
 
-def like(x: Array) -> Callable[[np.ndarray], Array]:
-    """Return the function that turns a NumPy array into the array type of `x`, sharing memory."""
+def like(x: Array) -> Callable[[Data], Array]:
+    """Return the function that turns a result into the array type of `x`, sharing memory."""
     if isinstance(x, np.ndarray):
         return _same
+    if device.find(x) is not None:
+        return DeviceArray.finished
     return _Wrap(array_namespace(x))
 
 
@@ -96,24 +118,144 @@ def promote(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
     return np.promote_types(computing(a), computing(b))
 
 
-def widen(a: np.ndarray, dtype: Any) -> np.ndarray:
+def widen(a: Data, dtype: Any) -> Data:
     """Return values of a storage type as `dtype`, without a copy where that is their type.
 
     A float64 beyond the range of float32 becomes Inf.
     """
+    if isinstance(a, DeviceArray):
+        return a.astype(dtype, copy=False)
     if a.dtype == np.uint16 and dtype != np.uint16:
         a = (a.astype(np.uint32) << 16).view(np.float32)
     with np.errstate(over="ignore"):
         return a.astype(dtype, copy=False)
 
 
-def rows(a: np.ndarray) -> np.ndarray:
+def empty(like: Data, shape: int | tuple[int, ...], dtype: Any) -> Data:
+    """Return a new array in the memory that `like` is in."""
+    return (
+        like.space.empty(shape, dtype) if isinstance(like, DeviceArray) else np.empty(shape, dtype)
+    )
+
+
+def zeros(like: Data, shape: int | tuple[int, ...], dtype: Any) -> Data:
+    """Return a new array of zeros in the memory that `like` is in."""
+    if isinstance(like, DeviceArray):
+        return like.space.full(shape, dtype, 0)
+    return np.zeros(shape, dtype)
+
+
+def beside(a: np.ndarray, like: Data) -> Data:
+    """Return a NumPy array in the memory that `like` is in; a copy only where that is a GPU's."""
+    return like.space.from_host(a) if isinstance(like, DeviceArray) else a
+
+
+def host(a: Data) -> np.ndarray:
+    """Return a NumPy array of the same values; a copy where they are on a GPU."""
+    result: np.ndarray = a.host() if isinstance(a, DeviceArray) else a
+    return result
+
+
+def assign(to: Data, a: Data) -> None:
+    """Copy the entries of `a`, converted to the type of `to`."""
+    if isinstance(to, DeviceArray):
+        to.assign(a)
+    else:
+        to[...] = a
+
+
+def add(to: Data, a: Data, scale: float = 1.0) -> None:
+    """Add ``scale a`` to the entries of `to`, of the same shape and dtype."""
+    if isinstance(to, DeviceArray):
+        to.space.run(device.arrays().add_to_columns, device.flat(a), None, scale, device.flat(to))
+    else:
+        to += a if scale == 1.0 else scale * a
+
+
+def fill(a: Data, value: float) -> None:
+    """Set all entries."""
+    a.fill(value)
+
+
+def diagonal(a: Data) -> Data:
+    """Return a view of the diagonal that can be written to."""
+    return a.diagonal() if isinstance(a, DeviceArray) else np.einsum("ii->i", a)
+
+
+def clear(a: Data, index: np.ndarray, *, rows: bool) -> None:
+    """Set columns, and with `rows` the same rows, to zero."""
+    if isinstance(a, DeviceArray):
+        a.space.run(device.arrays().clear, beside(index.astype(np.int64), a), rows, a)
+        return
+    a[:, index] = 0
+    if rows:
+        a[index] = 0
+
+
+def all_finite(a: Data) -> bool:
+    """Say whether no entry is NaN or infinite; waits for a GPU."""
+    if isinstance(a, DeviceArray):
+        return a.first_not_finite() < 0
+    return bool(np.isfinite(a).all())
+
+
+def any_below(a: Data, bound: float) -> bool:
+    """Say whether an entry is below `bound`; waits for a GPU, where NaN counts as below."""
+    if isinstance(a, DeviceArray):
+        return bool(a.space.run(device.arrays().first_below, device.flat(a), bound) >= 0)
+    return bool((a < bound).any())
+
+
+def equal(a: Data, b: Data) -> bool:
+    """Say whether two arrays of one shape, dtype and memory are the same; waits for a GPU."""
+    return first_difference(a, b) < 0
+
+
+def first_difference(a: Data, b: Data) -> int:
+    """Return the place of the first entry that is not that of `b`, -1 if there is none.
+
+    The arrays are of one shape, dtype and memory. Waits for a GPU.
+    """
+    if isinstance(a, DeviceArray):
+        if not a.size:
+            return -1
+        first = device.arrays().first_difference
+        return int(a.space.run(first, device.flat(a), device.flat(b)))
+    different = a != b
+    return int(np.argmax(different)) if different.any() else -1
+
+
+def together(a: Data, other: Data, name: str, what: str) -> None:
+    """Refuse an array that is not in the memory of another one."""
+    here, there = (x.space if isinstance(x, DeviceArray) else None for x in (a, other))
+    if here != there:
+        places = [repr(s) if s is not None else "in CPU memory" for s in (there, here)]
+        raise ValueError(f"{name} must be where {what} is ({places[0]}), got one {places[1]}")
+
+
+def contiguous(a: Data) -> Data:
+    """Return a C-contiguous array; a copy if `a` is none."""
+    if isinstance(a, DeviceArray):
+        return a if a.c_contiguous else a.copy()
+    return np.ascontiguousarray(a)
+
+
+def rows(a: Data) -> Data:
     """Return a matrix whose rows are contiguous and lie apart; a copy if those of `a` do not."""
     m, n = a.shape
+    if isinstance(a, DeviceArray):
+        if a.c_contiguous:
+            return a.reshape(m, n)
+        return a if a.strides[1] == 1 and a.strides[0] >= n else a.copy()
     if a.flags.c_contiguous:
         return a.reshape(-1).reshape(m, n)  # canonical strides, also of rows or columns of one
     apart = a.strides[0] >= n * a.itemsize and a.strides[1] == a.itemsize
     return a if apart else a.copy()
+
+
+def address(a: Data) -> int:
+    """Return where the first entry is."""
+    return a.pointer if isinstance(a, DeviceArray) else int(a.ctypes.data)
 
 
 def _from_dlpack(x: Any, name: str) -> np.ndarray:
@@ -124,7 +266,7 @@ def _from_dlpack(x: Any, name: str) -> np.ndarray:
     if int(device) != _CPU:
         raise ValueError(
             f"{name} must be in CPU memory, got device {getattr(x, 'device', device)}: "
-            "this build has no cuda backend"
+            "there are no kernels for a GPU here"
         )
     if is_torch_array(x):
         x = x.detach()

@@ -1,8 +1,12 @@
 """Which backend serves which kernel, in one table.
 
-``native`` is compiled C++, ``numba`` needs no compiler. Every public function takes ``backend=``;
-the environment variable ``QUADRIC_BACKEND`` sets it for the whole process. Left alone, the first
-backend of :data:`ORDER` that has the kernel and can be imported is used.
+``native`` is compiled C++, ``numba`` needs no compiler, ``cuda`` runs on a GPU. Every public
+function takes ``backend=``; the environment variable ``QUADRIC_BACKEND`` sets it for the whole
+process. Left alone, arrays on a GPU are worked on there, and for all others the first backend of
+:data:`ORDER` that has the kernel and can be imported is used.
+
+Arrays in CPU memory can be worked on by ``cuda`` too, if it is asked for: they travel to the GPU
+and back with every kernel, which is for comparisons rather than for speed.
 """
 
 import functools
@@ -13,10 +17,18 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-ORDER = ("native", "numba")
-"""The backends on CPU arrays, the preferred one first. ``cuda`` joins where arrays are on a GPU."""
+from quadric import cuda_library
+from quadric.device import DeviceArray, Space
 
-_MODULES = {"native": "quadric._core.{family}", "numba": "quadric.{family}.numba"}
+ORDER = ("native", "numba")
+"""The backends that CPU arrays come to by themselves, the preferred one first."""
+
+_ALL = (*ORDER, "cuda")
+_MODULES = {
+    "native": "quadric._core.{family}",
+    "numba": "quadric.{family}.numba",
+    "cuda": "quadric._cuda.{family}",
+}
 
 _FLOATS = ("float32", "float64")
 _STORAGE = ("float16", "bfloat16", "float32", "float64")
@@ -46,58 +58,58 @@ class Kernel:
 
 
 TABLE: dict[str, Kernel] = {
-    "sweep.gram": Kernel(ORDER, _FLOATS, "any strides", "X^T X, upper triangle; SYRK"),
+    "sweep.gram": Kernel(_ALL, _FLOATS, "any strides", "X^T X, upper triangle; SYRK"),
     "sweep.symmetry_defect": Kernel(
-        ORDER, _FLOATS, "any strides", "largest |H - H^T|; memory bandwidth"
+        _ALL, _FLOATS, "any strides", "largest |H - H^T|; memory bandwidth"
     ),
     "sweep.gather": Kernel(
-        ORDER, _FLOATS, "any strides", "H in reversed sweep order; memory bandwidth"
+        _ALL, _FLOATS, "any strides", "H in reversed sweep order; memory bandwidth"
     ),
-    "sweep.cholesky": Kernel(ORDER, _FLOATS, "C-contiguous", "one factorization in place; POTRF"),
+    "sweep.cholesky": Kernel(_ALL, _FLOATS, "C-contiguous", "one factorization in place; POTRF"),
     "sweep.grid": Kernel(
-        ORDER, _FLOATS, "any strides", "scales and zero points of static groups; vector units"
+        _ALL, _FLOATS, "any strides", "scales and zero points of static groups; vector units"
     ),
     "sweep.sweep": Kernel(
-        ORDER, _FLOATS, "any strides", "round or zero column by column; GEMM and vector units"
+        _ALL, _FLOATS, "any strides", "round or zero column by column; GEMM and vector units"
     ),
     "linalg.spd": Kernel(
-        ORDER, _FLOATS, "any strides", "factor many small matrices; vector units across matrices"
+        _ALL, _FLOATS, "any strides", "factor many small matrices; vector units across matrices"
     ),
     "woodbury.block_gram": Kernel(
-        ORDER, _STORAGE, "contiguous rows", "sums of X_b^T X_b; vector units across blocks"
+        _ALL, _STORAGE, "contiguous rows", "sums of X_b^T X_b; vector units across blocks"
     ),
     "woodbury.block_inverse": Kernel(
-        ORDER, _STORAGE, "contiguous rows", "groups of F_b^-1; vector units across blocks"
+        _ALL, _STORAGE, "contiguous rows", "groups of F_b^-1; vector units across blocks"
     ),
     "woodbury.block_scores": Kernel(
-        ORDER, _STORAGE, "contiguous rows", "what each group is worth; vector units across blocks"
+        _ALL, _STORAGE, "contiguous rows", "what each group is worth; vector units across blocks"
     ),
     "woodbury.block_solve": Kernel(
-        ORDER, _STORAGE, "contiguous rows", "F_b^-1 v; vector units across blocks"
+        _ALL, _STORAGE, "contiguous rows", "F_b^-1 v; vector units across blocks"
     ),
     "woodbury.block_prune": Kernel(
-        ORDER, _STORAGE, "contiguous rows", "joint update of a block; vector units across blocks"
+        _ALL, _STORAGE, "contiguous rows", "joint update of a block; vector units across blocks"
     ),
     "woodbury.gram": Kernel(
-        ORDER, _STORAGE, "contiguous rows", "G G^T of each block, symmetric; SYRK"
+        _ALL, _STORAGE, "contiguous rows", "G G^T of each block, symmetric; SYRK"
     ),
     "woodbury.dots": Kernel(
-        ORDER, _STORAGE, "contiguous rows", "G X^T of each block; memory bandwidth"
+        _ALL, _STORAGE, "contiguous rows", "G X^T of each block; memory bandwidth"
     ),
     "woodbury.combine": Kernel(
-        ORDER, _STORAGE, "contiguous rows", "scale X + C G; memory bandwidth"
+        _ALL, _STORAGE, "contiguous rows", "scale X + C G; memory bandwidth"
     ),
     "woodbury.column_norms": Kernel(
-        ORDER, _STORAGE, "contiguous rows", "columns of L^-1 G without storing it; TRSM"
+        _ALL, _STORAGE, "contiguous rows", "columns of L^-1 G without storing it; TRSM"
     ),
     "woodbury.store": Kernel(
-        ORDER, _STORAGE, "contiguous rows", "round a gradient, and look at it; memory bandwidth"
+        _ALL, _STORAGE, "contiguous rows", "round a gradient, and look at it; memory bandwidth"
     ),
     "woodbury.symmetric_product": Kernel(
-        ORDER, _FLOATS, "C-contiguous", "V J for symmetric matrices J; memory bandwidth"
+        _ALL, _FLOATS, "C-contiguous", "V J for symmetric matrices J; memory bandwidth"
     ),
     "woodbury.symmetric_update": Kernel(
-        ORDER, _FLOATS, "C-contiguous", "alpha J + delta I + Y^T Y; memory bandwidth"
+        _ALL, _FLOATS, "C-contiguous", "alpha J + delta I + Y^T Y; memory bandwidth"
     ),
     "transport.sinkhorn": Kernel(
         ORDER, _FLOATS, "any strides", "iterations, one pass over the cost each; exponentials"
@@ -185,7 +197,7 @@ def available() -> list[str]:
     >>> "numba" in backends.available()
     True
     """
-    return [name for name in ORDER if why_missing(name) is None]
+    return [name for name in _ALL if why_missing(name) is None]
 
 
 @functools.cache
@@ -193,6 +205,8 @@ def why_missing(backend: str) -> str | None:
     """Return why `backend` cannot be used here, or None if it can."""
     if backend == "numba":
         return None  # a dependency; importing it takes a second, so not before it is needed
+    if backend == "cuda":
+        return cuda_library.why_missing()
     try:
         core = import_module("quadric._core")
     except ModuleNotFoundError as error:
@@ -208,7 +222,7 @@ def why_missing(backend: str) -> str | None:
     return None
 
 
-def resolve(kernel: str, backend: str | None = None) -> Callable[..., Any]:
+def resolve(kernel: str, backend: str | None = None, on: Any = None) -> Callable[..., Any]:
     """Return the function that runs `kernel`.
 
     Parameters
@@ -217,6 +231,8 @@ def resolve(kernel: str, backend: str | None = None) -> Callable[..., Any]:
         A name of :data:`TABLE`.
     backend : str, optional
         The ``backend=`` argument of the public function; None is automatic.
+    on : ndarray or DeviceArray, optional
+        An array that it is to work on: where that is on a GPU, so is the function.
 
     Raises
     ------
@@ -230,9 +246,21 @@ def resolve(kernel: str, backend: str | None = None) -> Callable[..., Any]:
     >>> backends.resolve("sweep.gram", "fortran")
     Traceback (most recent call last):
         ...
-    ValueError: backend must be one of native, numba for sweep.gram; got 'fortran'
+    ValueError: backend must be one of native, numba, cuda for sweep.gram; got 'fortran'
     """
+    if isinstance(on, DeviceArray):
+        return functools.partial(_run_there, on.space, _on_gpu(kernel, backend))
     return _resolve(kernel, backend, os.environ.get("QUADRIC_BACKEND") or None)
+
+
+def _on_gpu(kernel: str, argument: str | None) -> Callable[..., Any]:
+    if argument not in (None, "cuda"):
+        raise ValueError(f"backend must be cuda for arrays on a GPU, got {argument!r}")
+    return _resolve(kernel, "cuda", None)
+
+
+def _run_there(space: Space, function: Callable[..., Any], *arguments: Any) -> Any:
+    return space.run(function, *arguments[:-1])  # the last one is a number of threads
 
 
 @functools.cache

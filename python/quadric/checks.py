@@ -12,24 +12,26 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quadric import arrays
+from quadric.arrays import Data
+from quadric.device import DeviceArray
 
 FLOATS = ("float32", "float64")
 
 T = TypeVar("T")
 
 
-def matrix(x: Any, name: str) -> np.ndarray:
-    """Return `x` as a 2-D float32 or float64 NumPy array without copying it."""
-    a = arrays.to_numpy(x, name)
+def matrix(x: Any, name: str, *, gpu: bool = False) -> Data:
+    """Return `x` as a 2-D float32 or float64 array without copying it; `gpu`: it may be on one."""
+    a = _take(x, name, gpu)
     if a.ndim != 2:
         raise ValueError(f"{name} must be a matrix, got an array of shape {a.shape}")
     floating(a, name)
     return a
 
 
-def square(x: Any, name: str, n: int | None = None) -> np.ndarray:
+def square(x: Any, name: str, n: int | None = None, *, gpu: bool = False) -> Data:
     """Return `x` as a square matrix, n x n where `n` is given."""
-    a = matrix(x, name)
+    a = matrix(x, name, gpu=gpu)
     if a.shape[0] != a.shape[1]:
         raise ValueError(f"{name} must be square, got shape {a.shape}")
     if a.shape[0] == 0:
@@ -39,92 +41,126 @@ def square(x: Any, name: str, n: int | None = None) -> np.ndarray:
     return a
 
 
-def floating(a: np.ndarray, name: str) -> None:
+def floating(a: Data, name: str) -> None:
     """Refuse every dtype that the kernels do not compute in."""
     if a.dtype.name not in FLOATS or not a.dtype.isnative:
-        raise TypeError(f"{name} must be float32 or float64, got {a.dtype}")
+        remedy = f": {name}.astype(float) converts it" if a.dtype.kind in "biu" else ""
+        raise TypeError(f"{name} must be float32 or float64, got {a.dtype}{remedy}")
 
 
-def storage(x: Any, name: str) -> np.ndarray:
+def storage(x: Any, name: str, *, gpu: bool = False) -> Data:
     """Return `x` as an array of a type of :data:`quadric.arrays.STORAGE` without copying it."""
-    a = arrays.to_numpy(x, name, bfloat16=True)
+    a = _take(x, name, gpu, bfloat16=True)
     stored = a.dtype.name in arrays.STORAGE and a.dtype.isnative
     if not stored or (a.dtype == np.uint16 and not arrays.is_bfloat16(x)):
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
     return a
 
 
-def gradients(x: Any, name: str, d: int) -> np.ndarray:
+def gradients(x: Any, name: str, d: int, *, gpu: bool = False) -> Data:
     """Return gradients of shape (k, d), or one of shape (d,), as a matrix of a storage type.
 
     Its rows are contiguous; it is a copy only where those of `x` are not.
     """
-    a = storage(x, name)
+    a = storage(x, name, gpu=gpu)
     if a.ndim not in (1, 2) or a.shape[-1] != d:
         raise ValueError(f"{name} must have shape ({d},) or (k, {d}), got {a.shape}")
     return arrays.rows(a.reshape(-1, d))
 
 
 def vectors(
-    x: Any, name: str, d: int, dtype: np.dtype[Any], partner: str = "the gradients"
-) -> np.ndarray:
+    x: Any,
+    name: str,
+    d: int,
+    dtype: np.dtype[Any],
+    partner: str = "the gradients",
+    *,
+    gpu: bool = False,
+    check_finite: bool = True,
+) -> Data:
     """Return vectors of shape (k, d), or one of shape (d,), as a finite matrix of type `dtype`.
 
     Its rows are contiguous; it is a copy only where those of `x` are not. `partner` is what asks
     for the type.
     """
-    a = arrays.to_numpy(x, name)
+    a = _take(x, name, gpu)
     if a.ndim not in (1, 2) or a.shape[-1] != d:
         raise ValueError(f"{name} must have shape ({d},) or (k, {d}), got {a.shape}")
     same_type(a, name, dtype, partner)
-    finite(a, name)
+    if check_finite:
+        finite(a, name)
     return arrays.rows(a.reshape(-1, d))
 
 
 def vector(
-    x: Any, name: str, d: int, dtype: np.dtype[Any], partner: str = "the gradients"
-) -> np.ndarray:
+    x: Any,
+    name: str,
+    d: int,
+    dtype: np.dtype[Any],
+    partner: str = "the gradients",
+    *,
+    gpu: bool = False,
+    check_finite: bool = True,
+) -> Data:
     """Return a vector of d entries as a finite, contiguous array of type `dtype`."""
-    a = arrays.to_numpy(x, name)
+    a = _take(x, name, gpu)
     if a.shape != (d,):
         raise ValueError(f"{name} must have shape ({d},), got {a.shape}")
     same_type(a, name, dtype, partner)
-    finite(a, name)
-    return np.ascontiguousarray(a)
+    if check_finite:
+        finite(a, name)
+    return arrays.contiguous(a)
 
 
-def mask(x: Any, name: str, d: int) -> np.ndarray:
+def mask(x: Any, name: str, d: int, *, gpu: bool = False) -> Data:
     """Return a mask of d entries as a contiguous array of bool."""
-    a = arrays.to_numpy(x, name)
+    a = _take(x, name, gpu)
     if a.shape != (d,):
         raise ValueError(f"{name} must have shape ({d},), got {a.shape}")
     if a.dtype != np.bool_:
         raise TypeError(f"{name} must be bool, got {a.dtype}")
-    return np.ascontiguousarray(a)
+    return arrays.contiguous(a)
 
 
 def output(
-    out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], partner: str
-) -> np.ndarray:
+    out: Any,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    partner: str,
+    *,
+    gpu: bool = False,
+) -> Data:
     """Return the array that a result is to be written to: C-contiguous and writable."""
-    a = arrays.to_numpy(out, name)
+    a = _take(out, name, gpu)
     if a.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {a.shape}")
     same_type(a, name, dtype, partner)
+    if isinstance(a, DeviceArray):
+        if not a.c_contiguous:
+            raise ValueError(f"{name} must be C-contiguous, got strides {a.strides}")
+        return a
     if not (a.flags.c_contiguous and a.flags.writeable):
         wrong = "a read-only array" if a.flags.c_contiguous else f"strides {a.strides}"
         raise ValueError(f"{name} must be C-contiguous and writable, got {wrong}")
     return a
 
 
-def itself_or_apart(out: np.ndarray, name: str, a: np.ndarray, other: str) -> None:
+def itself_or_apart(out: Data, name: str, a: Data, other: str) -> None:
     """Refuse an output that overlaps the input `a` in any other way than being the same array."""
+    if isinstance(out, DeviceArray):
+        distance = abs(out.pointer - a.pointer)  # both are contiguous, and of one shape and dtype
+        if 0 < distance < a.size * a.dtype.itemsize:
+            raise ValueError(
+                f"{name} must be {other} itself or share no memory with it, got a part"
+            )
+        return
     same = out.ctypes.data == a.ctypes.data and out.strides == a.strides
     if not same and np.may_share_memory(out, a):
         raise ValueError(f"{name} must be {other} itself or share no memory with it, got a part")
 
 
-def same_type(a: np.ndarray, name: str, dtype: np.dtype[Any], partner: str) -> None:
+def same_type(a: Data, name: str, dtype: np.dtype[Any], partner: str) -> None:
     """Refuse every dtype but the one that `partner` asks for."""
     if a.dtype != dtype:
         raise TypeError(f"{name} must be {dtype} to go with {partner}, got {a.dtype}")
@@ -136,8 +172,12 @@ _EXPONENTS = {np.dtype(np.float16): np.uint16(0x7C00), np.dtype(np.uint16): np.u
 _PIECE = 262_144  # entries looked at together where that needs a temporary: they stay in cache
 
 
-def finite(a: np.ndarray, name: str, dtype: Any = None) -> None:
+def finite(a: Data, name: str, dtype: Any = None) -> None:
     """Refuse NaN and Inf in values of a storage type, also those that arise in `dtype`."""
+    if isinstance(a, DeviceArray):
+        narrows = dtype is not None and np.dtype(dtype).itemsize < a.dtype.itemsize
+        _finite_on_gpu(arrays.widen(a, dtype) if narrows else a, name)
+        return
     exponent = _EXPONENTS.get(a.dtype)
     if exponent is None and (dtype is None or a.dtype == dtype):
         # One pass without a temporary: a sum is finite only if every entry is. The converse fails
@@ -158,6 +198,19 @@ def finite(a: np.ndarray, name: str, dtype: Any = None) -> None:
             where = tuple(p.start + int(i) for p, i in zip(piece, inside, strict=True))
             value = arrays.widen(a[where], np.float32 if dtype is None else dtype)
             raise ValueError(f"{name} must be finite, got {value} at index {where}")
+
+
+def _finite_on_gpu(a: DeviceArray, name: str) -> None:
+    at = a.first_not_finite()
+    if at >= 0:
+        where = tuple(int(i) for i in np.unravel_index(at, a.shape))
+        value = a.reshape(-1)[at : at + 1].astype(np.float64).host()[0]
+        raise ValueError(f"{name} must be finite, got {value} at index {where}")
+
+
+def _take(x: Any, name: str, gpu: bool, *, bfloat16: bool = False) -> Data:
+    take = arrays.take if gpu else arrays.to_numpy
+    return take(x, name, bfloat16=bfloat16)
 
 
 def _pieces(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
@@ -230,6 +283,9 @@ def between(value: Any, name: str, low: float, high: float) -> float:
 
 def _number(value: Any, name: str) -> float:
     try:
-        return float(value)
+        # Python turns both into floats, but who gives them means something else.
+        if not isinstance(value, bool | np.bool_ | str):
+            return float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+        pass
+    raise TypeError(f"{name} must be a number, got {value!r}")

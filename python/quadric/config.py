@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy
 
-from quadric import backends, threads
+from quadric import backends, cuda_library, threads
 
 
 def config() -> dict[str, Any]:
@@ -18,14 +18,14 @@ def config() -> dict[str, Any]:
     Returns
     -------
     dict
-        Versions, usable backends, instruction sets of the native backend (the one in use first),
-        threads, BLAS libraries, and the ``QUADRIC_*`` variables in force.
+        Versions, usable backends, GPUs, instruction sets of the native backend (the one in use
+        first), threads, BLAS libraries, and the ``QUADRIC_*`` variables in force.
 
     Examples
     --------
     >>> from quadric.config import config
-    >>> config()["backends"][-1]
-    'numba'
+    >>> "numba" in config()["backends"]
+    True
     """
     from quadric import __version__
 
@@ -42,9 +42,10 @@ def config() -> dict[str, Any]:
         "backends": backends.available(),
         "missing": {
             name: reason
-            for name in backends.ORDER
+            for name in (*backends.ORDER, "cuda")
             if (reason := backends.why_missing(name)) is not None
         },
+        "gpus": cuda_library.devices(),
         "simd": _simd(),
         "threads": threads.available(),
         "blas": blas,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from quadric import arrays, backends, checks, threads
-from quadric.arrays import Array
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 from quadric.errors import LinAlgError
 
 _LARGEST = 256  # beyond it LAPACK, one matrix at a time, is as fast
@@ -157,6 +158,7 @@ def solve(
     b: Array,
     *,
     on_failure: str = "raise",
+    check_finite: bool = True,
     backend: str | None = None,
     n_threads: int | None = None,
 ) -> SpdResult:
@@ -171,6 +173,9 @@ def solve(
         leading shape.
     on_failure : {"raise", "nan"}, optional
         As in :func:`cholesky`.
+    check_finite : bool, optional
+        False leaves it to the caller that `b` holds neither NaN nor Inf. With
+        ``on_failure="nan"`` nothing then waits for a GPU.
     backend : str, optional
         See :mod:`quadric.backends`.
     n_threads : int, optional
@@ -203,7 +208,7 @@ def solve(
     >>> qd.linalg.solve(A, np.array([8.0, 12.0])).value
     array([1., 2.])
     """
-    return _run(A, _SOLVE, b, on_failure, backend, n_threads)
+    return _run(A, _SOLVE, b, on_failure, backend, n_threads, check_finite)
 
 
 def logdet(
@@ -263,8 +268,9 @@ def _run(
     on_failure: str,
     backend: str | None,
     n_threads: int | None,
+    check_finite: bool = True,
 ) -> SpdResult:
-    a = arrays.to_numpy(A, "A")
+    a = arrays.take(A, "A")
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
         raise ValueError(f"A must have shape (..., B, B), got {a.shape}")
     checks.floating(a, "A")
@@ -272,20 +278,20 @@ def _run(
     if not 1 <= size <= _LARGEST:
         raise ValueError(f"A must have matrices of 1 to {_LARGEST} rows, got shape {a.shape}")
     checks.choice(on_failure, "on_failure", ("raise", "nan"))
-    sides = _right_hand_sides(b, a) if what == _SOLVE else None
-    kernel = backends.resolve("linalg.spd", backend)
+    sides = _right_hand_sides(b, a, check_finite) if what == _SOLVE else None
+    kernel = backends.resolve("linalg.spd", backend, a)
     workers = threads.resolve(n_threads)
 
     count = math.prod(lead)
     shape = a.shape if sides is None else sides.shape
-    value = np.empty(lead, np.float64) if what == _LOGDET else np.empty(shape, a.dtype)
-    log = value if what == _LOGDET else np.empty(lead, np.float64)
-    status = np.empty(lead, np.int32)
+    log = arrays.empty(a, tuple(lead), np.float64)
+    value = log if what == _LOGDET else arrays.empty(a, shape, a.dtype)
+    status = arrays.empty(a, tuple(lead), np.int32)
     if count:
         k = 1 if len(shape) < a.ndim else shape[-1]
         with threads.blas_limit(1):  # the kernel calls BLAS from threads of its own
             kernel(
-                a.reshape(count, size, size),
+                a if len(lead) == 1 else a.reshape(count, size, size),
                 None if sides is None else sides.reshape(count, size, k),
                 what,
                 None if what == _LOGDET else value.reshape(count, size, k),
@@ -293,22 +299,34 @@ def _run(
                 status.reshape(count),
                 workers,
             )
-    failed = status != -1
-    if on_failure == "raise" and failed.any():
-        first = np.unravel_index(np.argmax(failed), failed.shape)
-        which = f"A[{', '.join(str(i) for i in first)}]" if lead else "A"
-        pivot = int(status[first])
-        raise LinAlgError(f"{which} is not positive definite: pivot {pivot}", pivot=pivot)
+    if on_failure == "raise":
+        _refuse_failures(status)
     like = arrays.like(A)
     return SpdResult(like(value), like(log), like(status))
 
 
-def _right_hand_sides(b: Array, a: np.ndarray) -> np.ndarray:
-    sides = arrays.to_numpy(b, "b")
+def _refuse_failures(status: Data) -> None:
+    if isinstance(status, DeviceArray):
+        good = status.space.full(1, np.int32, -1).spread(status.shape)
+        if arrays.equal(status, good):
+            return
+        status = status.host()
+    failed = status != -1
+    if failed.any():
+        first = np.unravel_index(np.argmax(failed), failed.shape)
+        which = f"A[{', '.join(str(i) for i in first)}]" if status.ndim else "A"
+        pivot = int(status[first])
+        raise LinAlgError(f"{which} is not positive definite: pivot {pivot}", pivot=pivot)
+
+
+def _right_hand_sides(b: Array, a: Data, check_finite: bool) -> Data:
+    sides = arrays.take(b, "b")
     if sides.shape[: a.ndim - 1] != a.shape[:-1] or sides.ndim > a.ndim:
         wanted = ", ".join(str(n) for n in a.shape[:-1])
         raise ValueError(f"b must have shape ({wanted}) or ({wanted}, k), got {sides.shape}")
     if sides.dtype != a.dtype:
         raise TypeError(f"b must be {a.dtype} as A, got {sides.dtype}")
-    checks.finite(sides, "b")
+    arrays.together(sides, a, "b", "A")
+    if check_finite:
+        checks.finite(sides, "b")
     return sides

@@ -19,6 +19,7 @@ True
 """
 
 from quadric.sweep.baselines import magnitude_prune, round_to_nearest
+from quadric.sweep.batch import quantize_batch
 from quadric.sweep.compress import compress
 from quadric.sweep.factorize import Factor, FactorAttempt, FactorReport, factorize
 from quadric.sweep.hessian import HessianAccumulator
@@ -39,6 +40,7 @@ __all__ = [
     "magnitude_prune",
     "prune",
     "quantize",
+    "quantize_batch",
     "round_to_nearest",
     "unpack",
 ]

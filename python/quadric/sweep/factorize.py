@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from quadric import arrays, backends, checks, threads
-from quadric.arrays import Array
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 from quadric.errors import LinAlgError
 
 
@@ -56,14 +57,16 @@ class FactorReport:
 class Factor:
     """Upper factor of the damped Hessian in the order of the sweep, ``H[order][:, order] = R R^T``.
 
-    One factor serves every weight matrix that sees the same inputs. Its arrays are NumPy arrays
-    whatever came in: `R` is a reversed view of the memory that was factored, and not every array
-    library has those.
+    One factor serves every weight matrix that sees the same inputs, in the same memory: a factor
+    that was made on a GPU stays there. For a Hessian in CPU memory its arrays are NumPy arrays
+    whatever came in, because `R` is a reversed view of the memory that was factored, and not every
+    array library has those.
 
     Attributes
     ----------
-    R : ndarray, shape (n, n)
-        Upper triangular, zeros below.
+    R : array, shape (n, n)
+        Upper triangular, zeros below. On a GPU it is an array of the library that the Hessian came
+        from, and a copy.
     order : ndarray of int64, shape (n,)
         Column that the sweep treats at each position, the first one first.
     dead : ndarray of bool, shape (n,)
@@ -74,21 +77,28 @@ class Factor:
         Every attempt, and whether the factor is a fallback.
     """
 
-    R: np.ndarray
+    _upper: Data = field(repr=False)
     order: np.ndarray = field(repr=False)
     dead: np.ndarray = field(repr=False)
     damping: float
     report: FactorReport
 
     @property
+    def R(self) -> Array:
+        """The factor as an array of the user's."""
+        upper = self._upper
+        return upper.finished() if isinstance(upper, DeviceArray) else upper
+
+    @property
     def n(self) -> int:
         """Number of inputs."""
-        return int(self.R.shape[0])
+        return int(self._upper.shape[0])
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of `R`, and of every matrix that it serves."""
-        return self.R.dtype
+        dtype: np.dtype[Any] = self._upper.dtype
+        return dtype
 
     def __repr__(self) -> str:
         fallback = ", fallback=True" if self.report.fallback else ""
@@ -172,23 +182,23 @@ def factorize(
     >>> np.allclose(fac.R @ fac.R.T, H[np.ix_(fac.order, fac.order)])
     True
     """
-    h = checks.square(H, "H")
+    h = checks.square(H, "H", gpu=True)
     n = h.shape[0]
     damping = checks.real(damping, "damping", low=0)
     retries = checks.integer(retries, "retries", low=0)
     checks.choice(on_failure, "on_failure", ("raise", "round_to_nearest"))
     threads_used = threads.resolve(n_threads)
-    gather = backends.resolve("sweep.gather", backend)
-    cholesky = backends.resolve("sweep.cholesky", backend)
+    gather = backends.resolve("sweep.gather", backend, h)
+    cholesky = backends.resolve("sweep.cholesky", backend, h)
 
-    defect = backends.resolve("sweep.symmetry_defect", backend)(h, threads_used)
+    defect = backends.resolve("sweep.symmetry_defect", backend, h)(h, threads_used)
     if np.isnan(defect):
         checks.finite(h, "H")
     # The rounding of two products summed in different orders stays far below this.
     if not defect <= np.sqrt(np.finfo(h.dtype).eps):
         raise ValueError(f"H must be symmetric, got a relative defect of {defect:.2g}")
 
-    original = h.diagonal()
+    original = arrays.host(h.diagonal())
     diagonal = original.astype(np.float64)
     dead = diagonal == 0
     n_dead = int(np.count_nonzero(dead))
@@ -197,21 +207,19 @@ def factorize(
     mean = float(diagonal.sum() / (n - n_dead))
     if mean < 0:
         raise ValueError(f"H must be positive semidefinite, got a mean diagonal of {mean:.3g}")
-    perm = _permutation(order, original)
+    perm = permutation(order, original)
 
-    A = _own_memory(h) if overwrite_h else np.empty((n, n), h.dtype)
-    gather(A if overwrite_h else h, perm, A, threads_used)
-    dead_positions = n - 1 - np.flatnonzero(dead[perm])
+    A = _own_memory(h) if overwrite_h else arrays.empty(h, (n, n), h.dtype)
+    gather(A if overwrite_h else h, arrays.beside(perm, h), A, threads_used)
     if n_dead:  # where products underflowed, a zero diagonal may have neighbours
-        A[dead_positions] = 0
-        A[:, dead_positions] = 0
+        arrays.clear(A, n - 1 - np.flatnonzero(dead[perm]), rows=True)
 
     attempts: list[FactorAttempt] = []
 
-    def attempt(A: np.ndarray, relative: float) -> bool:
+    def attempt(A: Data, relative: float) -> bool:
         start = time.perf_counter()
         damped = np.where(dead, 1.0, diagonal + relative * mean)[perm]
-        position = cholesky(A, damped, threads_used)
+        position = cholesky(A, arrays.beside(damped, A), threads_used)
         pivot = None if position < 0 else int(perm[position])
         seconds = time.perf_counter() - start
         attempts.append(FactorAttempt(A.dtype.name, relative, pivot, seconds))
@@ -224,7 +232,7 @@ def factorize(
         if not done and A.dtype == np.float32:
             wide = A.astype(np.float64)
             if done := any(attempt(wide, step) for step in steps):
-                A[...] = wide
+                arrays.assign(A, wide)
     if not done:
         last = attempts[-1]
         if on_failure == "raise":
@@ -235,11 +243,12 @@ def factorize(
             )
         fallback = True
         damped = np.where(dead, 1.0, diagonal + damping * mean)[perm[::-1]]
-        A[...] = 0
-        np.fill_diagonal(A, np.sqrt(np.where(damped > 0, damped, mean or 1.0)))
+        roots = np.sqrt(np.where(damped > 0, damped, mean or 1.0))
+        arrays.fill(A, 0)
+        arrays.assign(arrays.diagonal(A), arrays.beside(roots, A))
 
     return Factor(
-        R=A[::-1, ::-1].T,
+        A[::-1, ::-1].T,
         order=perm,
         dead=dead,
         damping=damping if fallback else attempts[-1].damping,
@@ -247,7 +256,8 @@ def factorize(
     )
 
 
-def _permutation(order: Any, diagonal: np.ndarray) -> np.ndarray:
+def permutation(order: Any, diagonal: np.ndarray) -> np.ndarray:
+    """Return the columns in the order of the sweep, for an `order` as the user gives it."""
     n = diagonal.shape[0]
     if isinstance(order, str):
         if order == "natural":
@@ -257,7 +267,8 @@ def _permutation(order: Any, diagonal: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"order must be 'natural', 'activation' or an array of indices, got {order!r}"
         )
-    a = np.asarray(order) if isinstance(order, list | tuple) else arrays.to_numpy(order, "order")
+    a = np.asarray(order) if isinstance(order, list | tuple) else arrays.take(order, "order")
+    a = arrays.host(a)
     if a.shape != (n,):
         raise ValueError(f"order must have shape ({n},), got {a.shape}")
     if a.dtype.kind not in "iu":
@@ -267,12 +278,13 @@ def _permutation(order: Any, diagonal: np.ndarray) -> np.ndarray:
     return a.astype(np.int64)
 
 
-def _own_memory(h: np.ndarray) -> np.ndarray:
-    if not h.flags.writeable:
+def _own_memory(h: Data) -> Data:
+    layout = h if isinstance(h, DeviceArray) else h.flags
+    if not isinstance(h, DeviceArray) and not h.flags.writeable:
         raise ValueError("H must be writable with overwrite_h=True, got a read-only array")
-    if h.flags.c_contiguous:
+    if layout.c_contiguous:
         return h
-    if h.flags.f_contiguous:
+    if layout.f_contiguous:
         return h.T  # the same matrix, up to the defect that passed
     raise ValueError(f"H must be contiguous with overwrite_h=True, got strides {h.strides}")
 

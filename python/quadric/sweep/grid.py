@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from quadric import backends, checks
+from quadric import arrays, backends, checks
+from quadric.arrays import Data
 
 BITS = (2, 3, 4, 8, "ternary")
 SCALES = ("minmax", "mse")
@@ -56,17 +57,18 @@ class Grid:
 
     def fit(
         self,
-        W: np.ndarray,
+        W: Data,
         dead: np.ndarray | None,
-        scales: np.ndarray,
-        zeros: np.ndarray,
+        scales: Data,
+        zeros: Data,
         backend: str | None,
         n_threads: int,
     ) -> None:
         """Write the static scales and zero points of `W`, in which dead columns count as 0."""
         if dead is not None:
-            W = np.where(dead, W.dtype.type(0), W)
-        backends.resolve("sweep.grid", backend)(
+            W = W.copy()
+            arrays.clear(W, np.flatnonzero(dead), rows=False)
+        backends.resolve("sweep.grid", backend, W)(
             W,
             self.width,
             self.group_size == "tensor",

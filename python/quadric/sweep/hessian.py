@@ -7,8 +7,9 @@ from typing import Any, Self
 import numpy as np
 from scipy.linalg import blas
 
-from quadric import archive, arrays, backends, checks, threads
-from quadric.arrays import Array
+from quadric import archive, arrays, backends, checks, device, threads
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 
 _BLOCK = 4_194_304  # entries converted at a time: 16 MB of float32
 
@@ -32,6 +33,10 @@ class HessianAccumulator:
     -----
     Each update costs ``T n^2`` flops for T tokens (one SYRK) and no copy of the inputs, except that
     16-bit inputs are converted a few megabytes at a time.
+
+    The sums are in the memory that the first inputs are in. On a GPU, 16-bit inputs go through the
+    tensor cores as they are: their products are exact, and are added up in float32 over at most
+    8192 tokens at a time.
 
     Examples
     --------
@@ -60,8 +65,9 @@ class HessianAccumulator:
         self.n_threads = n_threads
         backends.resolve("sweep.gram", backend)
         threads.resolve(n_threads)
-        self._gram = np.zeros((self.n, self.n), self.dtype)  # upper triangle only
-        self._cross: np.ndarray | None = None
+        self._gram: Data = np.zeros((self.n, self.n), self.dtype)  # upper triangle only
+        self._cross: Data = None
+        self._placed = False  # sums go where the first inputs are
         self._tokens = 0
         self._weight = 0.0
         self._like = arrays.like(self._gram)
@@ -107,26 +113,33 @@ class HessianAccumulator:
                 + ("now" if self._cross is None else "before")
             )
         factors = None if weights is None else self._weights(weights, X.shape[:-1])
+        for given, name in ((pairs, "reference"), (factors, "weights")):
+            if given is not None:
+                arrays.together(given, rows, name, "X")
         if rows.shape[0] == 0:
             return
+        if self._placed:
+            arrays.together(rows, self._gram, "X", "the sum so far")
         checks.finite(rows, "X", self.dtype)
         if pairs is not None:
             checks.finite(pairs, "reference", self.dtype)
-            if self._cross is None:
-                self._cross = np.zeros_like(self._gram)
+        self._place(rows)
+        if pairs is not None and self._cross is None:
+            self._cross = arrays.zeros(self._gram, (self.n, self.n), self.dtype)
 
-        gram = backends.resolve("sweep.gram", self.backend)
+        gram = backends.resolve("sweep.gram", self.backend, rows)
         n_threads = threads.resolve(self.n_threads)
         with threads.blas_limit(self.n_threads):
-            for part in self._parts(rows.shape[0]):
-                x = arrays.widen(rows[part], self.dtype)
+            on_gpu = isinstance(rows, DeviceArray)  # where the kernel converts as it reads
+            for part in [slice(None)] if on_gpu else self._parts(rows.shape[0]):
                 w = None if factors is None else factors[part]
+                x = rows[part] if on_gpu else arrays.widen(rows[part], self.dtype)
                 gram(x, w, self._gram, n_threads)
-                if pairs is not None and self._cross is not None:
-                    difference = arrays.widen(pairs[part], self.dtype) - x
-                    _add_cross(difference, w, x, self._cross)
+                if pairs is not None:
+                    _add_cross(pairs[part], w, x, self._cross)
         self._tokens += rows.shape[0]
-        self._weight += float(rows.shape[0] if factors is None else factors.sum(dtype=np.float64))
+        weight = rows.shape[0] if factors is None else arrays.host(factors).sum(dtype=np.float64)
+        self._weight += float(weight)
         self._like = arrays.like(X)
 
     def merge(self, other: "HessianAccumulator") -> None:
@@ -148,9 +161,14 @@ class HessianAccumulator:
             return
         if self._tokens and (self._cross is None) != (other._cross is None):
             raise ValueError("other must have seen references exactly if this accumulator has")
-        self._gram += other._gram
+        if self._placed:
+            arrays.together(other._gram, self._gram, "other", "the sum so far")
+        self._place(other._gram)
+        arrays.add(self._gram, other._gram)
         if other._cross is not None:
-            self._cross = other._cross + (0 if self._cross is None else self._cross)
+            if self._cross is None:
+                self._cross = arrays.zeros(self._gram, (self.n, self.n), self.dtype)
+            arrays.add(self._cross, other._cross)
         self._tokens += other._tokens
         self._weight += other._weight
         self._like = other._like
@@ -163,7 +181,12 @@ class HessianAccumulator:
         ValueError
             If no token, or only tokens of weight 0, have been seen.
         """
-        H = np.multiply(self._gram, 1 / self._total())
+        scale = 1 / self._total()
+        if isinstance(self._gram, DeviceArray):
+            whole = arrays.empty(self._gram, (self.n, self.n), self.dtype)
+            whole.space.run(device.arrays().symmetrize, self._gram, scale, whole)
+            return self._like(whole)
+        H = np.multiply(self._gram, scale)
         for start in range(0, self.n, 256):  # blocks, so that the transposed reads stay in cache
             stop = start + 256
             diagonal = H[start:stop, start:stop]
@@ -182,13 +205,18 @@ class HessianAccumulator:
         total = self._total()
         if self._cross is None:
             raise ValueError("reference was not given to update(), so there is no cross matrix")
+        if isinstance(self._cross, DeviceArray):
+            scaled = arrays.zeros(self._cross, (self.n, self.n), self.dtype)
+            arrays.add(scaled, self._cross, 1 / total)
+            return self._like(scaled)
         return self._like(np.multiply(self._cross, 1 / total))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the sums to `path` (.npz); the file appears whole or not at all."""
-        fields = {"gram": self._gram, "tokens": self._tokens, "weight": self._weight}
+        gram = arrays.host(self._gram)
+        fields = {"gram": gram, "tokens": self._tokens, "weight": self._weight}
         if self._cross is not None:
-            fields["cross"] = self._cross
+            fields["cross"] = arrays.host(self._cross)
         archive.save(path, fields)
 
     @classmethod
@@ -226,20 +254,29 @@ class HessianAccumulator:
             )
         return self._weight
 
-    def _rows(self, x: Array, name: str) -> np.ndarray:
-        a = checks.storage(x, name)
+    def _place(self, beside: Data) -> None:
+        """Bring the sums to where the first inputs are: empty ones, or those of a file."""
+        if not self._placed and isinstance(beside, DeviceArray):
+            self._gram = arrays.beside(self._gram, beside)
+            self._cross = None if self._cross is None else arrays.beside(self._cross, beside)
+        self._placed = True
+
+    def _rows(self, x: Array, name: str) -> Data:
+        a = checks.storage(x, name, gpu=True)
         if a.ndim < 1 or a.shape[-1] != self.n:
             raise ValueError(f"{name} must have shape (..., {self.n}), got {a.shape}")
-        return a.reshape(-1, self.n)
+        a = a.reshape(-1, self.n)
+        # The kernel on a GPU reads whole rows.
+        return arrays.rows(a) if isinstance(a, DeviceArray) or self.backend == "cuda" else a
 
-    def _weights(self, weights: Array, shape: tuple[int, ...]) -> np.ndarray:
-        a = arrays.to_numpy(weights, "weights")
+    def _weights(self, weights: Array, shape: tuple[int, ...]) -> Data:
+        a = arrays.take(weights, "weights")
         if a.shape != tuple(shape):
             raise ValueError(f"weights must have shape {tuple(shape)}, got {a.shape}")
         checks.floating(a, "weights")
         checks.finite(a, "weights")
-        if a.size and a.min() < 0:
-            raise ValueError(f"weights must be at least 0, got {a.min()}")
+        if a.size and (least := arrays.host(a).min()) < 0:
+            raise ValueError(f"weights must be at least 0, got {least}")
         return a.reshape(-1).astype(self.dtype, copy=False)
 
     def _parts(self, rows: int) -> Iterator[slice]:
@@ -247,11 +284,21 @@ class HessianAccumulator:
         return (slice(start, start + step) for start in range(0, rows, step))
 
 
-def _add_cross(d: np.ndarray, weights: np.ndarray | None, x: np.ndarray, cross: np.ndarray) -> None:
-    """Add ``d^T diag(weights) x`` to the C-contiguous `cross` without a temporary of its size."""
+def _add_cross(pairs: Data, weights: Data, x: Data, cross: Data) -> None:
+    """Add ``(pairs - x)^T diag(weights) x`` to the C-contiguous `cross`."""
+    x = arrays.widen(x, cross.dtype)
+    if isinstance(cross, DeviceArray):
+        run, kernels = cross.space.run, device.arrays()
+        d = pairs.astype(cross.dtype)
+        arrays.add(d, x, -1.0)
+        if weights is not None:
+            run(kernels.scale_rows, weights, d)
+        run(kernels.gemm, 1.0, d.T, arrays.rows(x), 1.0, cross)
+        return
+    d = arrays.widen(pairs, cross.dtype) - x
     if weights is not None:
         d *= weights[:, None]
     gemm = blas.sgemm if cross.dtype == np.float32 else blas.dgemm
-    # In column-major order, where BLAS lives, cross.T += x^T d.
+    # In column-major order, where BLAS lives, cross.T += x^T d: no temporary of its size.
     x, d = np.ascontiguousarray(x), np.ascontiguousarray(d)
     gemm(1.0, x.T, d.T, beta=1.0, c=cross.T, trans_b=1, overwrite_c=1)

@@ -1,10 +1,11 @@
 """What the sweeps return."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
-from quadric import arrays
+from quadric import arrays, device
 from quadric.arrays import Array
 
 
@@ -69,6 +70,12 @@ class QuantizedMatrix:
         array([[ 0.,  1.,  2.,  3.],
                [-2., -1.,  0.,  1.]])
         """
+        if (space := device.find(self.codes)) is not None:
+            parts = (self.codes, self.scales, self.zeros, self.group_index)
+            on_gpu = [arrays.contiguous(device.wrap(a)) for a in parts]
+            out = space.empty(self.shape, on_gpu[1].dtype)
+            space.run(device.arrays().dequantize, *on_gpu, out)
+            return out.finished()
         scales = arrays.to_numpy(self.scales, "scales")
         zeros = arrays.to_numpy(self.zeros, "zeros")
         if scales.shape[1] > 1:
@@ -120,7 +127,12 @@ class QuantizedMatrix:
         """
         from quadric.sweep import packing
 
-        return packing.pack(self, format, scale_dtype=scale_dtype)
+        space = device.find(self.codes)
+        if space is None:
+            return packing.pack(self, format, scale_dtype=scale_dtype)
+        # The bits are put together in CPU memory, where they go to a file anyway.
+        packed = packing.pack(to_host(self), format, scale_dtype=scale_dtype)
+        return {name: space.from_host(a).finished() for name, a in packed.items()}
 
     def __repr__(self) -> str:
         m, n = self.shape
@@ -166,8 +178,20 @@ class PrunedMatrix:
         return f"PrunedMatrix({', '.join(parts + _loss(self.loss))})"
 
 
+Matrix = TypeVar("Matrix", bound=QuantizedMatrix | PrunedMatrix)
+
+
+def to_host(matrix: Matrix) -> Matrix:
+    """Return the same matrix as NumPy arrays: a copy where its arrays are on a GPU."""
+    found = {field.name: getattr(matrix, field.name) for field in fields(matrix)}
+    arrays_of: dict[str, Any] = {
+        name: device.wrap(a).host() for name, a in found.items() if device.find(a) is not None
+    }
+    return replace(matrix, **arrays_of)
+
+
 def _pruned_share(mask: Array) -> float:
-    kept = arrays.to_numpy(mask, "mask")
+    kept = arrays.host(arrays.take(mask, "mask"))
     return 1.0 - int(np.count_nonzero(kept)) / kept.size if kept.size else 0.0
 
 

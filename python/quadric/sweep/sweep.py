@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from scipy.linalg import cho_solve
 
-from quadric import arrays, backends, checks, threads
-from quadric.arrays import Array
+from quadric import arrays, backends, checks, device, threads
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 from quadric.sweep import pattern as patterns
 from quadric.sweep.factorize import Factor
 from quadric.sweep.grid import Grid
@@ -14,9 +15,9 @@ from quadric.sweep.pattern import Pattern
 from quadric.sweep.results import PrunedMatrix, QuantizedMatrix
 
 
-def check_weights(W: Array, factor: Factor | None, *, required: bool = True) -> np.ndarray:
-    """Return `W` as a NumPy matrix that `factor` serves."""
-    w = checks.matrix(W, "W")
+def check_weights(W: Array, factor: Factor | None, *, required: bool = True) -> Data:
+    """Return `W` as a matrix that `factor` serves."""
+    w = checks.matrix(W, "W", gpu=True)
     if w.shape[1] == 0:
         raise ValueError(f"W must have at least one column, got shape {w.shape}")
     if factor is not None or required:
@@ -28,13 +29,14 @@ def check_weights(W: Array, factor: Factor | None, *, required: bool = True) -> 
             raise ValueError(f"W must have {factor.n} columns as the factor, got shape {w.shape}")
         if w.dtype != factor.dtype:
             raise TypeError(f"W must be {factor.dtype} as the factor, got {w.dtype}")
+        arrays.together(w, factor._upper, "W", "the factor")
     checks.finite(w, "W")
     return w
 
 
 def shift(
-    w: np.ndarray, factor: Factor, cross: Array | None, strength: float, n_threads: int | None
-) -> np.ndarray:
+    w: Data, factor: Factor, cross: Array | None, strength: float, n_threads: int | None
+) -> Data:
     """Return the weights that do best on the inputs X of the compressed model.
 
     With ``G = (X' - X)^T X / tokens`` for reference inputs X', the least-squares fit of ``W X'``
@@ -43,10 +45,13 @@ def shift(
     strength = checks.real(strength, "cross_strength", low=0)
     if cross is None:
         return w
-    g = checks.square(cross, "cross", factor.n)
+    g = checks.square(cross, "cross", factor.n, gpu=True)
     if g.dtype != w.dtype:
         raise TypeError(f"cross must be {w.dtype} as W, got {g.dtype}")
+    arrays.together(g, w, "cross", "W")
     checks.finite(g, "cross")
+    if isinstance(w, DeviceArray):
+        return _shift_on_gpu(w, factor, g, strength)
     backwards = factor.order[::-1]
     lower = factor.R.T[::-1, ::-1].T  # column-major: LAPACK takes it without a copy
     with threads.blas_limit(n_threads):
@@ -58,9 +63,21 @@ def shift(
     return target
 
 
+def _shift_on_gpu(w: DeviceArray, factor: Factor, g: DeviceArray, strength: float) -> DeviceArray:
+    run, kernels = w.space.run, device.arrays()
+    backwards = w.space.from_host(factor.order[::-1])
+    wg, solved, target = w.space.empty(w.shape, w.dtype), w.space.empty(w.shape, w.dtype), w.copy()
+    run(kernels.gemm, 1.0, arrays.contiguous(w), arrays.contiguous(g), 0.0, wg)
+    run(kernels.take_columns, wg, backwards, solved)
+    run(kernels.cho_solve_columns, factor._upper.T[::-1, ::-1].T, solved.T)
+    run(kernels.add_to_columns, solved, backwards, strength, target)
+    checks.finite(target, "cross")
+    return target
+
+
 def quantized(
     W: Array,
-    w: np.ndarray,
+    w: Data,
     factor: Factor | None,
     grid: Grid,
     pattern: Pattern = patterns.NONE,
@@ -72,18 +89,19 @@ def quantized(
     """Sweep `w`, the checked `W`, onto `grid`."""
     m, n = w.shape
     workers = threads.resolve(n_threads)
-    codes = np.empty((m, n), np.uint8)
-    scales = np.empty((m, grid.groups), w.dtype)
-    zeros = np.empty((m, grid.groups), np.uint8)
-    mask = None if pattern is patterns.NONE else np.ones((m, n), np.bool_)
+    codes = arrays.empty(w, (m, n), np.uint8)
+    scales = arrays.empty(w, (m, grid.groups), w.dtype)
+    zeros = arrays.empty(w, (m, grid.groups), np.uint8)
+    mask = None if pattern is patterns.NONE else _all_kept(w)
     group = grid.index(_order(factor, n))
     if not grid.dynamic and m:
         grid.fit(w, _dead(factor), scales, zeros, backend, workers)
     outputs = (codes, scales, zeros, None, mask if pattern.prunes else None)
     loss = _call(w, factor, group, grid, pattern, feedback, outputs, backend, workers)
-    if not np.isfinite(scales).all():
+    if not arrays.all_finite(scales):
+        largest = np.abs(arrays.host(w)).max()
         raise ValueError(
-            f"W must have ranges that {w.dtype} can hold, got entries up to {np.abs(w).max():.2g}"
+            f"W must have ranges that {w.dtype} can hold, got entries up to {largest:.2g}"
         )
     group_index = np.empty_like(group)
     group_index[_order(factor, n)] = group
@@ -92,7 +110,7 @@ def quantized(
         codes=like(codes),
         scales=like(scales),
         zeros=like(zeros),
-        group_index=like(group_index),
+        group_index=like(arrays.beside(group_index, w)),
         bits=grid.bits,
         group_size=grid.group_size,
         symmetric=grid.symmetric,
@@ -103,7 +121,7 @@ def quantized(
 
 def pruned(
     W: Array,
-    w: np.ndarray,
+    w: Data,
     factor: Factor | None,
     pattern: Pattern,
     *,
@@ -113,14 +131,20 @@ def pruned(
 ) -> PrunedMatrix:
     """Sweep `w`, the checked `W`, with zeros only."""
     m, n = w.shape
-    weights = np.empty((m, n), w.dtype)
-    mask = np.ones((m, n), np.bool_)
+    weights = arrays.empty(w, (m, n), w.dtype)
+    mask = _all_kept(w)
     group = np.zeros(n, np.int32)
     workers = threads.resolve(n_threads)
     outputs = (None, None, None, weights, mask if pattern.prunes else None)
     loss = _call(w, factor, group, None, pattern, feedback, outputs, backend, workers)
     like = arrays.like(W)
     return PrunedMatrix(like(weights), like(mask), None if loss is None else like(loss))
+
+
+def _all_kept(w: Data) -> Data:
+    mask = arrays.empty(w, w.shape, np.bool_)
+    arrays.fill(mask, True)
+    return mask
 
 
 def _order(factor: Factor | None, n: int) -> np.ndarray:
@@ -132,23 +156,23 @@ def _dead(factor: Factor | None) -> np.ndarray | None:
 
 
 def _call(
-    w: np.ndarray,
+    w: Data,
     factor: Factor | None,
     group: np.ndarray,
     grid: Grid | None,
     pattern: Pattern,
     feedback: bool,
-    outputs: tuple[np.ndarray | None, ...],
+    outputs: tuple[Data | None, ...],
     backend: str | None,
     workers: int,
-) -> np.ndarray | None:
+) -> Data | None:
     """Call the kernel, and return the loss per row where a factor gives one.
 
     `outputs` are codes, scales, zeros, weights and mask.
     """
     m, n = w.shape
-    kernel = backends.resolve("sweep.sweep", backend)
-    loss = None if factor is None else np.empty(m, np.float64)
+    kernel = backends.resolve("sweep.sweep", backend, w)
+    loss = None if factor is None else arrays.empty(w, m, np.float64)
     if m == 0:
         return loss
     options: tuple[Any, ...] = (0, 0, 0, False, False, 1.0, 1, 0)
@@ -165,10 +189,10 @@ def _call(
         )
     kernel(
         w,
-        None if factor is None else factor.R,
-        _order(factor, n),
-        _dead(factor),
-        group,
+        None if factor is None else factor._upper,
+        arrays.beside(_order(factor, n), w),
+        None if (dead := _dead(factor)) is None else arrays.beside(dead, w),
+        arrays.beside(group, w),
         *options,
         pattern.keep,
         pattern.out_of,

@@ -6,8 +6,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from quadric import archive, arrays, backends, checks, threads
-from quadric.arrays import Array
+from quadric import archive, arrays, backends, checks, device, threads
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 from quadric.errors import LinAlgError
 from quadric.woodbury.results import PrunedVector
 
@@ -28,6 +29,10 @@ class BlockFisher:
         Weights per block, 1 to 256; the last block may be shorter.
     damping : float, optional
         Above 0, absolute. It can be set at any time: nothing that is stored depends on it.
+    check_finite : bool, optional
+        False leaves it to the caller that no argument holds NaN or Inf. On a GPU no method but
+        :meth:`save`, and :meth:`prune` that is to refuse whole blocks, then waits for it, and
+        results are NaN where `damping` is too small.
     backend : str, optional
         See :mod:`quadric.backends`.
     n_threads : int, optional
@@ -52,6 +57,7 @@ class BlockFisher:
     **Memory.** The sums take ``4 (block_size + 1)`` bytes per weight, 204 with blocks of 50; the
     gradients before them at most `block_size` times the size of one. While they are folded, both
     are there. Factors are never stored: each call computes them, a few blocks at a time.
+    On a GPU all is where the first gradients are; later ones, and vectors, must come from there.
 
     **Accuracy.** Sums, factors and solutions are float64 throughout, and only results are rounded,
     to :attr:`dtype`. Beside that rounding the relative error of a result is about
@@ -86,12 +92,14 @@ class BlockFisher:
         *,
         block_size: int = 50,
         damping: float = 1e-7,
+        check_finite: bool = True,
         backend: str | None = None,
         n_threads: int | None = None,
     ) -> None:
         self.d = checks.integer(d, "d", low=1)
         self.block_size = checks.integer(block_size, "block_size", low=1, high=_LARGEST)
         self.damping = damping
+        self._check = bool(check_finite)
         self.backend = backend
         self.n_threads = n_threads
         backends.resolve("woodbury.block_gram", backend)
@@ -99,8 +107,9 @@ class BlockFisher:
         self._count = 0
         self._storage = np.dtype(np.float32)
         # One of the two, once gradients have come.
-        self._rows: np.ndarray | None = None
-        self._sums: np.ndarray | None = None
+        self._rows: Data | None = None
+        self._sums: Data | None = None
+        self._placed = False  # both go where the first gradients are
         self._like = arrays.like(np.empty(0))
 
     @property
@@ -144,9 +153,12 @@ class BlockFisher:
         TypeError
             If the dtype does not fit.
         """
-        g = checks.gradients(G, "G", self.d)
+        g = checks.gradients(G, "G", self.d, gpu=True)
+        backends.resolve("woodbury.block_gram", self.backend, g)
         if g.shape[0]:
-            self._add(g, lambda: checks.finite(g.reshape(G.shape), "G"))
+            self._come_to(g, "G")
+            check = (lambda: checks.finite(g.reshape(G.shape), "G")) if self._check else None
+            self._add(g, check)
             self._like = arrays.like(G)
 
     def merge(self, other: "BlockFisher") -> None:
@@ -181,10 +193,14 @@ class BlockFisher:
         if other._count == 0:
             return
         if other._rows is not None:
-            self._add(other._rows[: other._count])
+            rows = other._rows[: other._count]
+            self._come_to(rows, "other")
+            self._add(rows)
         else:
-            sums = self._folded()
-            sums += other._sums
+            assert other._sums is not None
+            self._come_to(other._sums, "other")
+            sums = self._folded(other._sums)
+            arrays.add(sums, other._sums)
             self._grow(other._count, other._storage)
             self._sums, self._rows = sums, None
         self._like = other._like
@@ -250,8 +266,9 @@ class BlockFisher:
             If a block is not positive definite in float64.
         """
         self._need_gradients()
-        V = checks.vectors(v, "v", self.d, self.dtype)
-        out = np.empty(V.shape, V.dtype)
+        V = checks.vectors(v, "v", self.d, self.dtype, gpu=True, check_finite=self._check)
+        self._stay_with(V, "v")
+        out = arrays.empty(V, V.shape, V.dtype)
         if out.size:
             self._call("block_solve", V, out)
         return arrays.like(v)(out.reshape(v.shape))
@@ -297,13 +314,13 @@ class BlockFisher:
         array([1.01, 0.01])
         """
         self._need_gradients()
-        x = checks.vector(w, "w", self.d, self.dtype)
+        x = self._weights(w)
         group = checks.integer(group_size, "group_size", low=1, high=32)
         if self.block_size % group:
             raise ValueError(
                 f"group_size must divide block_size={self.block_size}, got {group_size}"
             )
-        out = np.empty(-(-self.d // group), self.dtype)
+        out = arrays.empty(x, -(-self.d // group), self.dtype)
         self._call("block_scores", x, group, out)
         return arrays.like(w)(out)
 
@@ -368,8 +385,9 @@ class BlockFisher:
         True
         """
         self._need_gradients()
-        x = checks.vector(w, "w", self.d, self.dtype)
-        kept = checks.mask(mask, "mask", self.d)
+        x = self._weights(w)
+        kept = checks.mask(mask, "mask", self.d, gpu=True)
+        arrays.together(kept, x, "mask", "w")
         checks.choice(update, "update", ("joint", "independent"))
         checks.choice(whole_blocks, "whole_blocks", ("raise", "zero"))
         if whole_blocks == "raise":
@@ -377,12 +395,12 @@ class BlockFisher:
         if update == "joint":
             out, loss = self._joint(x, kept)
         else:
-            y = np.where(kept, 0, x / self._inverse(1, 0, self.n_blocks).reshape(-1))
-            out = np.empty((1, self.d), self.dtype)
-            self._call("block_solve", y[None], out)
-            out = np.where(kept, x - out[0], 0)
+            y = _pruned_part(x, self._inverse(1, 0, self.n_blocks).reshape(-1), kept)
+            step = arrays.empty(x, (1, self.d), self.dtype)
+            self._call("block_solve", y.reshape(1, -1), step)
+            out = _kept_part(x, step[0], kept)
             # With every weight pruned there is nothing to adapt, and the loss is v^T F v / 2.
-            _, loss = self._joint(out - x, np.zeros_like(kept))
+            _, loss = self._joint(_difference(out, x), arrays.zeros(x, self.d, np.bool_))
         like = arrays.like(w)
         return PrunedVector(like(out), like(kept.copy()), like(loss))
 
@@ -396,9 +414,9 @@ class BlockFisher:
             "storage": self._storage.name,
         }
         if self._sums is not None:
-            fields["sums"] = self._sums
+            fields["sums"] = arrays.host(self._sums)
         elif self._rows is not None:
-            fields["rows"] = self._rows[: self._count]
+            fields["rows"] = arrays.host(self._rows[: self._count])
         archive.save(path, fields)
 
     @classmethod
@@ -406,10 +424,11 @@ class BlockFisher:
         cls,
         path: str | os.PathLike[str],
         *,
+        check_finite: bool = True,
         backend: str | None = None,
         n_threads: int | None = None,
     ) -> Self:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote; it goes where the next gradients or vectors are.
 
         Raises
         ------
@@ -423,6 +442,7 @@ class BlockFisher:
                 int(fields["d"]),
                 block_size=int(fields["block_size"]),
                 damping=float(fields["damping"]),
+                check_finite=check_finite,
                 backend=backend,
                 n_threads=n_threads,
             )
@@ -438,6 +458,7 @@ class BlockFisher:
                 result._rows = np.empty((most, result.d), storage)
                 result._rows[:count] = rows
         result._grow(count, storage)
+        result._placed = False
         return result
 
     def __repr__(self) -> str:
@@ -448,7 +469,30 @@ class BlockFisher:
 
     # What is stored.
 
-    def _add(self, g: np.ndarray, check: Callable[[], None] | None = None) -> None:
+    def _come_to(self, a: Data, name: str) -> None:
+        """Bring what is stored to where an array is: nothing yet, or what came from a file."""
+        stored = self._rows if self._sums is None else self._sums
+        if stored is None:
+            return
+        if not self._placed and isinstance(a, DeviceArray) and not isinstance(stored, DeviceArray):
+            if self._sums is not None:
+                self._sums = arrays.beside(self._sums, a)
+            else:
+                self._rows = arrays.beside(stored[: self._count], a)
+            return
+        arrays.together(a, stored, name, "the first gradient")
+
+    def _stay_with(self, a: Data, name: str) -> None:
+        """The same for vectors, whose type results have."""
+        self._come_to(a, name)
+        self._placed = True
+
+    def _weights(self, w: Array) -> Data:
+        x = checks.vector(w, "w", self.d, self.dtype, gpu=True, check_finite=self._check)
+        self._stay_with(x, "w")
+        return x
+
+    def _add(self, g: Data, check: Callable[[], None] | None = None) -> None:
         """Add gradients, after a `check` of their entries."""
         count, total = self._count, self._count + g.shape[0]
         storage = arrays.promote(self._storage, g.dtype) if count else g.dtype
@@ -456,18 +500,21 @@ class BlockFisher:
             if check is not None:
                 check()
             rows = self._rows
-            if rows is None or rows.dtype != storage:
-                # Memory that nobody has written to costs nothing yet.
-                rows = np.empty((self.block_size, self.d), storage)
+            if rows is None or rows.dtype != storage or len(rows) < total:
+                # Memory that nobody has written to costs nothing yet, but for that of a GPU.
+                most = self.block_size
+                if isinstance(g, DeviceArray):
+                    most = min(most, max(total, 2 * count))
+                rows = arrays.empty(g, (most, self.d), storage)
                 if self._rows is not None:
-                    rows[:count] = arrays.widen(self._rows[:count], storage)
-            rows[count:total] = arrays.widen(g, storage)
+                    arrays.assign(rows[:count], arrays.widen(self._rows[:count], storage))
+            arrays.assign(rows[count:total], arrays.widen(g, storage))
             self._rows = rows
         else:
             fresh = self._sums is None
             if check is not None and not fresh:
                 check()
-            sums = self._folded()
+            sums = self._folded(g)
             self._sum(g, sums)
             # Nothing is lost yet where the sums are new, and they show NaN without a pass over g.
             if check is not None and fresh and not self._has_finite_diagonals(sums):
@@ -475,21 +522,23 @@ class BlockFisher:
             self._sums, self._rows = sums, None
         self._grow(g.shape[0], g.dtype)
 
-    def _folded(self) -> np.ndarray:
+    def _folded(self, beside: Data) -> Data:
         """Return the sums, of the gradients that are kept where there are none yet."""
         if self._sums is not None:
             return self._sums
-        sums = np.zeros(self._sums_shape())
+        sums = arrays.zeros(beside, self._sums_shape(), np.float64)
         if self._rows is not None:
             self._sum(self._rows[: self._count], sums)
         return sums
 
-    def _sum(self, g: np.ndarray, sums: np.ndarray) -> None:
-        kernel = backends.resolve("woodbury.block_gram", self.backend)
+    def _sum(self, g: Data, sums: Data) -> None:
+        kernel = backends.resolve("woodbury.block_gram", self.backend, g)
         with threads.blas_limit(1):  # the kernels call BLAS from threads of their own
             kernel(g, self.block_size, sums, threads.resolve(self.n_threads))
 
-    def _has_finite_diagonals(self, sums: np.ndarray) -> bool:
+    def _has_finite_diagonals(self, sums: Data) -> bool:
+        if isinstance(sums, DeviceArray):
+            return arrays.all_finite(sums)
         i = np.arange(self.block_size)
         with np.errstate(over="ignore", invalid="ignore"):
             return bool(np.isfinite(sums[:, i * (i + 3) // 2].sum()))
@@ -501,6 +550,7 @@ class BlockFisher:
     def _grow(self, count: int, storage: np.dtype[Any]) -> None:
         self._storage = arrays.promote(self._storage, storage) if self._count else storage
         self._count += count
+        self._placed = True
 
     # What is computed from it.
 
@@ -510,31 +560,34 @@ class BlockFisher:
 
     def _call(self, name: str, *arguments: Any) -> None:
         """Call a kernel on all blocks."""
-        kernel = backends.resolve(f"woodbury.{name}", self.backend)
+        kernel = backends.resolve(f"woodbury.{name}", self.backend, arguments[0])
         rows = None if self._rows is None else self._rows[: self._count]
-        status = np.empty(self.n_blocks, np.int32)
+        status = arrays.empty(arguments[0], self.n_blocks, np.int32)
         size, workers = self.block_size, threads.resolve(self.n_threads)
         with threads.blas_limit(1):
             kernel(self._sums, rows, size, self._count, self._damping, *arguments, status, workers)
         self._judge(status, 0)
 
-    def _joint(self, x: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        out, loss = np.empty(self.d, self.dtype), np.empty(self.n_blocks, np.float64)
+    def _joint(self, x: Data, kept: Data) -> tuple[Data, Data]:
+        out = arrays.empty(x, self.d, self.dtype)
+        loss = arrays.empty(x, self.n_blocks, np.float64)
         self._call("block_prune", x, kept, out, loss)
         return out, loss
 
-    def _inverse(self, group: int, start: int, stop: int) -> np.ndarray:
+    def _inverse(self, group: int, start: int, stop: int) -> Data:
         """Return groups of the inverse of some blocks, (groups, group, group)."""
         self._need_gradients()
+        stored = self._rows if self._sums is None else self._sums
         if start == stop:
-            return np.empty((0, group, group), self.dtype)
+            return arrays.empty(stored, (0, group, group), self.dtype)
         # The sums come in whole chunks, so some blocks more may have to be computed.
         first, last = start // _CHUNK, -(-stop // _CHUNK)
         begin = first * _CHUNK * self.block_size
         end = min(last * _CHUNK * self.block_size, self.d)
-        out = np.empty((-(-(end - begin) // group), group, group), self.dtype)
-        status = np.empty(-(-(end - begin) // self.block_size), np.int32)
-        kernel = backends.resolve("woodbury.block_inverse", self.backend)
+        shape = (-(-(end - begin) // group), group, group)
+        out = arrays.empty(stored, shape, self.dtype)
+        status = arrays.empty(stored, -(-(end - begin) // self.block_size), np.int32)
+        kernel = backends.resolve("woodbury.block_inverse", self.backend, stored)
         with threads.blas_limit(1):
             kernel(
                 None if self._sums is None else self._sums[first:last],
@@ -553,28 +606,64 @@ class BlockFisher:
         per_block = self.block_size // group
         return out[before * per_block : (before + stop - start) * per_block]
 
-    def _judge(self, status: np.ndarray, start: int) -> None:
-        failed = status != -1
-        if failed.any():
-            first = int(np.argmax(failed))
-            pivot = int(status[first])
+    def _judge(self, status: Data, start: int) -> None:
+        if isinstance(status, DeviceArray):
+            if not self._check:
+                return
+            good: Data = status.space.full(1, np.int32, -1).spread(status.shape)
+        else:
+            good = np.int32(-1)
+        first = arrays.first_difference(status, good)
+        if first >= 0:
+            pivot = int(arrays.host(status[first : first + 1])[0])
             raise LinAlgError(
                 f"block {start + first} of the Fisher matrix is not positive definite in float64: "
                 f"pivot {pivot} with damping {self._damping:g}; a larger damping helps",
                 pivot=pivot,
             )
 
-    def _refuse_whole_blocks(self, x: np.ndarray, kept: np.ndarray) -> None:
-        starts = np.arange(0, self.d, self.block_size)
-        lost = ~np.logical_or.reduceat(kept, starts) & np.logical_or.reduceat(x != 0, starts)
-        if lost.any():
-            start = int(starts[np.argmax(lost)])
+    def _refuse_whole_blocks(self, x: Data, kept: Data) -> None:
+        if isinstance(x, DeviceArray):
+            block = int(x.space.run(device.woodbury().lost_block, x, kept, self.block_size))
+        else:
+            starts = np.arange(0, self.d, self.block_size)
+            lost = ~np.logical_or.reduceat(kept, starts) & np.logical_or.reduceat(x != 0, starts)
+            block = int(np.argmax(lost)) if lost.any() else -1
+        if block >= 0:
+            start = block * self.block_size
             stop = min(start + self.block_size, self.d)
             raise ValueError(
                 f"mask must keep a weight of every block, got none in block "
-                f"{start // self.block_size} (weights {start} to {stop - 1}); "
+                f"{block} (weights {start} to {stop - 1}); "
                 "whole_blocks='zero' makes such blocks zero"
             )
+
+
+def _pruned_part(x: Data, inverse: Data, kept: Data) -> Data:
+    """Return ``x / inverse`` of the weights that are pruned, 0 for the others."""
+    if isinstance(x, DeviceArray):
+        y = x.copy()
+        x.space.run(device.arrays().divide, device.flat(inverse), device.flat(y))
+        x.space.run(device.arrays().clear_where, kept, True, y)
+        return y
+    return np.where(kept, 0, x / inverse)
+
+
+def _kept_part(x: Data, step: Data, kept: Data) -> Data:
+    """Return ``x - step`` of the weights that are kept, 0 for the others."""
+    if isinstance(x, DeviceArray):
+        out = _difference(x, step)
+        x.space.run(device.arrays().clear_where, kept, False, out)
+        return out
+    return np.where(kept, x - step, 0)
+
+
+def _difference(a: Data, b: Data) -> Data:
+    if isinstance(a, DeviceArray):
+        result = a.copy()
+        arrays.add(result, b, -1.0)
+        return result
+    return a - b
 
 
 def _expect(a: np.ndarray, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

@@ -6,9 +6,10 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from quadric import arrays, checks, threads
-from quadric.arrays import Array
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 from quadric.errors import LinAlgError
-from quadric.woodbury.rows import Passes, check_weights, cho_solve, cholesky
+from quadric.woodbury.rows import Passes, check_weights, cho_solve, cholesky, coefficients
 
 # Sums of n float32 products are off by 5e-7 or 2e-5 / sqrt(n), whichever is less, relative to the
 # diagonal of the Gram matrix. Below these bounds that costs too much, and it is made anew.
@@ -36,6 +37,10 @@ class EmpiricalFisher:
         Cut the weights into blocks of this many consecutive ones, the last one shorter, and set F
         to 0 outside the blocks on its diagonal. None is one block. Each block takes ``16 m^2``
         bytes; where blocks are small, :class:`BlockFisher` takes less.
+    check_finite : bool, optional
+        False leaves it to the caller that no argument holds NaN or Inf. If G is on a GPU, then no
+        method but :meth:`element` waits for it: the Gram matrix is made of float64 products at
+        once, and results are NaN where `damping` is too small.
     backend : str, optional
         See :mod:`quadric.backends`.
     n_threads : int, optional
@@ -73,6 +78,8 @@ class EmpiricalFisher:
     ill-conditioned that float32 products would show, the Gram matrix is made of float64 products,
     at about twice the cost.
 
+    Where G is on a GPU, everything stays there, and vectors must come from there.
+
     References
     ----------
     .. [1] Frantar, Kurtic, Alistarh, "M-FAC: Efficient Matrix-Free Approximations of Second-Order
@@ -99,24 +106,28 @@ class EmpiricalFisher:
         *,
         damping: float = 1e-5,
         block_size: int | None = None,
+        check_finite: bool = True,
         backend: str | None = None,
         n_threads: int | None = None,
     ) -> None:
-        g = checks.storage(G, "G")
+        g = checks.storage(G, "G", gpu=True)
         if g.ndim != 2 or 0 in g.shape:
             raise ValueError(f"G must be a matrix with at least one entry, got shape {g.shape}")
         self.d = g.shape[1]
         size = self.d if block_size is None else checks.integer(block_size, "block_size", low=1)
         self.block_size = min(size, self.d)
         self._damping = checks.positive(damping, "damping")
+        self._check = bool(check_finite)
         self._passes = Passes(self.d, self.block_size, backend, n_threads)
         self._like = arrays.like(G)
-        self._G = arrays.rows(g)
-        self._appended = np.empty((0, self.d), g.dtype)  # grows by half: most of it may be unused
+        self._G: Data = arrays.rows(g)
+        self._appended = arrays.empty(g, (0, self.d), g.dtype)  # grows by half
         self._e = 0
         self._dtype = arrays.computing(g.dtype)
-        self._exact = self._dtype == np.float64
-        self._L: np.ndarray | None = None
+        # How good products in float32 are cannot be asked where nothing is looked at.
+        self._looks = self._check or not isinstance(g, DeviceArray)
+        self._exact = self._dtype == np.float64 or not self._looks
+        self._L: Data | None = None
         with threads.blas_limit(1):
             self._K = self._gram()
             self._factor()
@@ -165,17 +176,18 @@ class EmpiricalFisher:
         where x lies in the span of the gradients. For combinations of gradients use
         :meth:`combine`, which does not subtract.
         """
-        X = checks.vectors(x, "x", self.d, self._dtype)
+        X = checks.vectors(x, "x", self.d, self._dtype, gpu=True, check_finite=self._check)
+        arrays.together(X, self._G, "x", "G")
         if not len(X):
             return arrays.like(x)(X.copy())
-        X = np.ascontiguousarray(X)
+        X = arrays.contiguous(X)
         with threads.blas_limit(1):
-            L = self._factor()
+            self._factor()
             P = self._dots(X)
-            if not np.isfinite(P).all():
+            if self._check and not arrays.all_finite(P):
                 raise ValueError(f"x must have products with G that {self._dtype} can hold")
-            C = cho_solve(L, P).transpose(0, 2, 1)
-            out = self._combine(C / -self._damping, X, 1 / self._damping)
+            C = coefficients(self._solved(P), -self._damping)
+            out = self._combine(C, X, 1 / self._damping)
         return arrays.like(x)(out.reshape(x.shape))
 
     def combine(self, weights: Array) -> Array:
@@ -211,11 +223,15 @@ class EmpiricalFisher:
         True
         """
         m = self.count
-        w = check_weights(weights, m, m)
+        w = check_weights(weights, m, m, self._G, check_finite=self._check)
+        shape = (self._passes.n_blocks, m, 1)
         with threads.blas_limit(1):
-            B = np.broadcast_to((m * w)[:, None], (self._passes.n_blocks, m, 1))
-            C = cho_solve(self._factor(), B).transpose(0, 2, 1)
-            return self._like(self._combine(C)[0])
+            if isinstance(w, DeviceArray):
+                B = arrays.zeros(w, shape, np.float64)
+                arrays.add(B.reshape(shape[:2]), w.spread(shape[:2]), m)
+            else:
+                B = np.broadcast_to((m * w)[:, None], shape)
+            return self._like(self._combine(coefficients(self._solved(B)))[0])
 
     def diagonal(self) -> Array:
         """Return the diagonal of ``F^-1``, shape (d,): one pass over G, ``m^2 d`` flops in float64.
@@ -233,8 +249,12 @@ class EmpiricalFisher:
         """
         with threads.blas_limit(1):
             scaled = self._scaled_diagonal()
-            if scaled.min() < _SMALL and self._refined():
+            if not self._exact and arrays.any_below(scaled, _SMALL) and self._refined():
                 scaled = self._scaled_diagonal()
+        if isinstance(scaled, DeviceArray):
+            inverse = arrays.zeros(scaled, self.d, np.float64)
+            arrays.add(inverse, scaled, 1 / self._damping)
+            return self._like(inverse.astype(self._dtype, copy=False))
         scaled /= self._damping
         return self._like(scaled.astype(self._dtype))
 
@@ -261,13 +281,13 @@ class EmpiricalFisher:
         b = i // self.block_size
         if b != j // self.block_size:
             return 0.0
-        columns = np.concatenate([rows[:, [i, j]] for rows in self._rows()])
-        columns = arrays.widen(columns, np.float64)
+        pairs = ([arrays.host(rows[:, k : k + 1]) for k in (i, j)] for rows in self._rows())
+        columns = arrays.widen(np.concatenate([np.hstack(pair) for pair in pairs]), np.float64)
         same = float(i == j)
         identity = np.array([[1.0, same], [same, 1.0]])
 
         def scaled() -> np.ndarray:
-            W: np.ndarray = solve_triangular(self._factor()[b], columns, lower=True)
+            W: np.ndarray = solve_triangular(arrays.host(self._factor()[b]), columns, lower=True)
             inner: np.ndarray = identity - W.T @ W
             return inner
 
@@ -303,56 +323,67 @@ class EmpiricalFisher:
         >>> fisher.count, np.allclose(fisher.diagonal(), whole.diagonal())
         (4, True)
         """
-        new = checks.gradients(g, "g", self.d)
+        new = checks.gradients(g, "g", self.d, gpu=True)
         if new.dtype != self._G.dtype:
             wanted, got = (arrays.storage_name(a.dtype) for a in (self._G, new))
             raise TypeError(f"g must be {wanted} to go with G, got {got}")
-        checks.finite(new.reshape(g.shape), "g")
+        arrays.together(new, self._G, "g", "G")
+        if self._check:
+            checks.finite(new.reshape(g.shape), "g")
         if not len(new):
             return
         with threads.blas_limit(1):
             K = self._bordered(self._K, self._rows(), new)
-        if not np.isfinite(K).all():
+        if self._check and not arrays.all_finite(K):
             raise ValueError(f"g must have products with G that {self._dtype} can hold")
         e = self._e + len(new)
         if e > len(self._appended):
-            grown = np.empty((max(e, len(self._appended) * 3 // 2), self.d), new.dtype)
-            grown[: self._e] = self._appended[: self._e]
+            rows = max(e, len(self._appended) * 3 // 2)
+            grown = arrays.empty(new, (rows, self.d), new.dtype)
+            arrays.assign(grown[: self._e], self._appended[: self._e])
             self._appended = grown
-        self._appended[self._e : e] = new
+        arrays.assign(self._appended[self._e : e], new)
         self._K, self._e, self._L = K, e, None
 
     def __repr__(self) -> str:
         blocks = f", block_size={self.block_size}" if self._passes.n_blocks > 1 else ""
         return f"EmpiricalFisher(d={self.d}, count={self.count}, damping={self.damping:g}{blocks})"
 
-    def _rows(self) -> list[np.ndarray]:
+    def _rows(self) -> list[Data]:
         return [self._G, self._appended[: self._e]] if self._e else [self._G]
 
-    def _dots(self, X: np.ndarray) -> np.ndarray:
-        return np.concatenate([self._passes.dots(rows, X) for rows in self._rows()], axis=1)
+    def _dots(self, X: Data) -> Data:
+        parts = [self._passes.dots(rows, X) for rows in self._rows()]
+        if len(parts) > 1 and isinstance(X, DeviceArray):
+            return _stacked(parts)
+        return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
-    def _combine(
-        self, C: np.ndarray, X: np.ndarray | None = None, scale: float = 0.0
-    ) -> np.ndarray:
+    def _solved(self, B: Data) -> Data:
+        return cho_solve(self._factor(), B, self._K, self.count * self._damping)
+
+    def _combine(self, C: Data, X: Data | None = None, scale: float = 0.0) -> Data:
         m = len(self._G)
-        out = self._passes.combine(self._G, C[..., :m], X, scale)
+        out = self._passes.combine(self._G, C[:, :, :m], X, scale)
         if self._e:
-            self._passes.combine(self._appended[: self._e], C[..., m:], out, 1.0, out)
+            self._passes.combine(self._appended[: self._e], C[:, :, m:], out, 1.0, out)
         return out
 
-    def _scaled_diagonal(self) -> np.ndarray:
+    def _scaled_diagonal(self) -> Data:
         """Return the diagonal of ``damping F^-1``."""
         extra = self._appended[: self._e] if self._e else None
         norms = self._passes.column_norms(self._G, extra, self._factor())
+        if isinstance(norms, DeviceArray):
+            scaled = norms.space.full(self.d, np.float64, 1.0)
+            arrays.add(scaled, norms, -1.0)
+            return scaled
         np.subtract(1.0, norms, out=norms)
         return norms
 
-    def _gram(self) -> np.ndarray:
+    def _gram(self) -> Data:
         """Return ``G G^T`` of each block, the appended gradients included."""
         K = self._passes.gram(self._G, self._exact)
         # Every entry of a gradient is in its squared norm, so no pass is needed to look for NaN.
-        if not np.isfinite(K).all():
+        if self._check and not arrays.all_finite(K):
             checks.finite(self._G, "G")
             if self._exact:
                 raise ValueError("G must have squared norms that float64 can hold")
@@ -360,32 +391,47 @@ class EmpiricalFisher:
             return self._gram()
         return self._bordered(K, [self._G], self._appended[: self._e]) if self._e else K
 
-    def _bordered(self, K: np.ndarray, rows: list[np.ndarray], new: np.ndarray) -> np.ndarray:
+    def _bordered(self, K: Data, rows: list[Data], new: Data) -> Data:
         """Return the Gram matrices of `rows`, whose own is K, and `new`."""
         cross = [self._passes.dots(part, new, self._exact) for part in rows]
-        right = np.concatenate([*cross, self._passes.gram(new, self._exact)], axis=1)
+        own = self._passes.gram(new, self._exact)
         m = K.shape[1]
+        if isinstance(K, DeviceArray):
+            column = _stacked([*cross, own])
+            whole = arrays.empty(K, (len(K), m + len(new), m + len(new)), np.float64)
+            arrays.assign(whole[:, :m, :m], K)
+            arrays.assign(whole[:, :, m:], column)
+            for to, a in zip(whole, column, strict=True):
+                arrays.assign(to[m:, :m], a[:m].T)
+            return whole
+        right = np.concatenate([*cross, own], axis=1)
         left = np.concatenate([K, right[:, :m].transpose(0, 2, 1)], axis=1)
         return np.concatenate([left, right], axis=2)
 
-    def _factor(self) -> np.ndarray:
+    def _factor(self) -> Data:
         """Return L, of float64 products where float32 products would not do."""
         if self._L is None:
             shift = self.count * self._damping
             try:
-                L = cholesky(self._K, shift)
+                L = cholesky(self._K, shift, check=self._looks)
             except LinAlgError:
                 if self._refined():
                     return self._factor()
                 raise
-            total = np.diagonal(self._K, axis1=1, axis2=2) + shift
-            pivots = np.diagonal(L, axis1=1, axis2=2) ** 2
-            bound = min(_PIVOT, 10 / math.sqrt(self.block_size))
-            poor = (pivots < bound * total).any() or total.min() < self.d * _UNDERFLOW
-            if poor and self._refined():
+            if not self._exact and self._is_poor(L, shift) and self._refined():
                 return self._factor()
             self._L = L
         return self._L
+
+    def _is_poor(self, L: Data, shift: float) -> bool:
+        """Say whether float32 products in K would show in the solutions."""
+        if isinstance(L, DeviceArray):
+            norms, roots = self._K.diagonal().host(), L.diagonal().host()
+        else:
+            norms, roots = (np.diagonal(a, axis1=1, axis2=2) for a in (self._K, L))
+        total = norms + shift
+        bound = min(_PIVOT, 10 / math.sqrt(self.block_size))
+        return bool((roots**2 < bound * total).any() or total.min() < self.d * _UNDERFLOW)
 
     def _refined(self) -> bool:
         """Make the Gram matrices anew of float64 products; False if that is what they are."""
@@ -394,3 +440,14 @@ class EmpiricalFisher:
         self._exact, self._L = True, None
         self._K = self._gram()
         return True
+
+
+def _stacked(parts: list[DeviceArray]) -> Data:
+    """Return (n_blocks, m_i, k) arrays one below the other."""
+    n_blocks, _, k = parts[0].shape
+    out = arrays.empty(parts[0], (n_blocks, sum(a.shape[1] for a in parts), k), np.float64)
+    start = 0
+    for a in parts:
+        arrays.assign(out[:, start : start + a.shape[1]], a)
+        start += a.shape[1]
+    return out

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from quadric import arrays, checks, threads
-from quadric.arrays import Array
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 from quadric.errors import LinAlgError
-from quadric.woodbury.rows import Passes, check_weights
-from quadric.woodbury.window_inverse import WindowInverse
+from quadric.woodbury.rows import Passes, check_weights, coefficients
+from quadric.woodbury.window_inverse import WindowInverse, WindowOnGpu
 
 _DTYPES = {
     "float32": np.float32,
@@ -38,6 +39,10 @@ class GradientWindow:
     normalize : {"count", "capacity", "sum"}, optional
         What m is: the number of gradients present, the capacity even while the window is not full
         (as the M-FAC optimizer has it), or 1 (as Natural GaLore has it).
+    check_finite : bool, optional
+        False leaves it to the caller that no argument holds NaN or Inf. On a GPU no method then
+        waits for it, :meth:`state_dict` apart: solutions are NaN as long as a gradient with NaN is
+        in the window, and where `damping` is too small.
     backend : str, optional
         See :mod:`quadric.backends`.
     n_threads : int, optional
@@ -80,6 +85,9 @@ class GradientWindow:
 
     **Memory.** ``capacity * d`` entries of `dtype`, and 16 ``capacity^2`` bytes.
 
+    **On a GPU** the window is where the first gradient is, until :meth:`clear`; later gradients and
+    vectors must come from there. ``A`` is factored anew for each solution.
+
     References
     ----------
     .. [1] Frantar, Kurtic, Alistarh, "M-FAC: Efficient Matrix-Free Approximations of Second-Order
@@ -108,6 +116,7 @@ class GradientWindow:
         damping: float = 1e-5,
         dtype: str = "float32",
         normalize: str = "count",
+        check_finite: bool = True,
         backend: str | None = None,
         n_threads: int | None = None,
     ) -> None:
@@ -115,13 +124,13 @@ class GradientWindow:
         self.capacity = checks.integer(capacity, "capacity", low=1)
         self.dtype = checks.choice(dtype, "dtype", _DTYPES)
         self.normalize = checks.choice(normalize, "normalize", _NORMALIZE)
+        self._check = bool(check_finite)
         self._passes = Passes(self.d, self.d, backend, n_threads)
-        self._rows = np.empty((self.capacity, self.d), _DTYPES[self.dtype])
+        self._rows: Data = np.empty((self.capacity, self.d), _DTYPES[self.dtype])
         self._computing = arrays.computing(self._rows.dtype)
         self._rounds = self._rows.dtype != self._computing
-        if self._rounds:
-            self._row = np.empty(self.d, self._rows.dtype)
-            self._rounded = np.empty(self.d, self._computing)
+        self._row: Data = None
+        self._make_buffers()
         self._like = arrays.like(self._rows)
         self.clear()
         self.damping = damping
@@ -161,6 +170,7 @@ class GradientWindow:
             x, column = self._measured(g)
             self._small.replace(self._head, column, self._shift(len(column)))
             self._keep(x)
+        self._placed = True
         self._like = arrays.like(g)
 
     def push_and_solve(self, g: Array) -> Array:
@@ -187,14 +197,15 @@ class GradientWindow:
         with threads.blas_limit(1):
             x, column = self._measured(g)
             saved = self._small.saved(self._head)
-            unit = self._small.replace(self._head, column, self._shift(len(column)))
+            unit: Data = self._small.replace(self._head, column, self._shift(len(column)))
             if unit is None:
                 try:
-                    unit = self._small.solve(np.eye(len(column))[self._head])
+                    unit = self._small.solve(self._unit(len(column)))
                 except LinAlgError:
                     self._small.restore(saved)
                     raise
             self._keep(x)
+            self._placed = True
             self._like = arrays.like(g)
             return self._like(self._push_through(unit))
 
@@ -234,9 +245,11 @@ class GradientWindow:
         """
         if self.count == 0:
             raise ValueError("the window must hold a gradient, got none yet")
-        newest_first = check_weights(weights, 1, self.count)
-        w = np.zeros(self.count)
-        w[self._head - 1 - np.arange(len(newest_first))] = newest_first
+        newest_first = check_weights(weights, 1, self.count, self._rows, check_finite=self._check)
+        w = arrays.zeros(self._rows, self.count, np.float64)
+        k = min(len(newest_first), self._head)  # the others are at the end of the window
+        arrays.assign(w[self._head - k : self._head][::-1], newest_first[:k])
+        arrays.assign(w[self.count - len(newest_first) + k :][::-1], newest_first[k:])
         with threads.blas_limit(1):
             return self._like(self._push_through(self._small.solve(w)))
 
@@ -268,22 +281,26 @@ class GradientWindow:
         the gradients is much smaller. For gradients of the window use :meth:`push_and_solve` and
         :meth:`combine`.
         """
-        X = np.ascontiguousarray(checks.vectors(x, "x", self.d, self._computing))
+        X = checks.vectors(x, "x", self.d, self._computing, gpu=True, check_finite=self._check)
         if not X.size or not self.count:
-            return arrays.like(x)((X / X.dtype.type(self.damping)).reshape(x.shape))
+            return arrays.like(x)(_divided(X, self.damping).reshape(x.shape))
+        X = arrays.contiguous(X)
+        self._come_to(X, "x")
         rows = self._rows[: self.count]
         with threads.blas_limit(1):
             P = self._passes.dots(rows, X)[0]
-            if not np.isfinite(P).all():
+            if self._check and not arrays.all_finite(P):
                 raise ValueError(f"x must have products with the gradients that {X.dtype} can hold")
-            C = self._small.solve(P).T / -self.damping
-            out = self._passes.combine(rows, C[None], X, 1 / self.damping)
+            solved = self._small.solve(P)
+            C = coefficients(solved.reshape(1, *solved.shape), -self.damping)
+            out = self._passes.combine(rows, C, X, 1 / self.damping)
         return arrays.like(x)(out.reshape(x.shape))
 
     def clear(self) -> None:
         """Drop all gradients."""
-        self._small = WindowInverse(self.capacity)
+        self._small = self._new_small()
         self._head = 0  # where the next gradient goes
+        self._placed = False  # the window goes where the first gradient is
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that :meth:`load_state_dict` needs to go on, bit for bit.
@@ -303,8 +320,8 @@ class GradientWindow:
             "count": n,
             "head": self._head,
             "updates": small.updates,
-            "rows": self._rows[:n].copy(),
-            "gram": small.gram[:n, :n].copy(),
+            "rows": arrays.host(self._rows[:n].copy()),
+            "gram": arrays.host(small.gram[:n, :n].copy()),
             "inverse": np.empty((0, 0)) if small.inverse is None else small.inverse.copy(),
         }
 
@@ -353,10 +370,14 @@ class GradientWindow:
         gram = _part(state, "gram", (n, n), np.dtype(np.float64))
         inverse = _part(state, "inverse", (n, n) if made else (0, 0), np.dtype(np.float64))
 
+        if isinstance(self._rows, DeviceArray):  # it follows the first gradient from now on
+            self._rows = np.empty(self._rows.shape, self._rows.dtype)
+            self._make_buffers()
+            self._like = arrays.like(self._rows)
         self.clear()
         self._damping, self._head = damping, head
         self._rows[:n] = rows
-        small = self._small
+        small = self._small = WindowInverse(self.capacity)
         small.count, small.shift, small.updates = n, self._shift(n), updates
         small.gram[:n, :n] = gram
         small.inverse = np.array(inverse, order="F") if made else None
@@ -373,40 +394,100 @@ class GradientWindow:
     def _shift(self, count: int) -> float:
         return self._divisor(count) * self.damping
 
-    def _measured(self, g: Array) -> tuple[np.ndarray, np.ndarray]:
+    def _measured(self, g: Array) -> tuple[Data, Data]:
         """Return a gradient as the window would keep it, and its column of ``G G^T``."""
-        x = checks.storage(g, "g")
+        x = checks.storage(g, "g", gpu=True)
         if x.shape != (self.d,):
             raise ValueError(f"g must have shape ({self.d},), got {x.shape}")
-        x = np.ascontiguousarray(arrays.widen(x, self._computing))
+        self._come_to(x, "g")
+        x = wide = arrays.contiguous(arrays.widen(x, self._computing))
         if self._rounds:
-            bad = self._passes.store(x, self._row, self._rounded)
-            if bad >= 0:
-                raise ValueError(
-                    f"g must be finite in {self.dtype}, got {x[bad]} at index ({bad},)"
-                )
-            x = self._rounded
+            x = self._rounded_to_row(wide)
         # Every entry is in the squared norm, so no pass is needed to look for NaN.
         row = x.reshape(1, -1)
-        norm = self._passes.dots(row, row).item()
+        norm = self._passes.dots(row, row).reshape(-1)
         count = self.count
-        column = np.empty(min(count + 1, self.capacity))
-        if np.isfinite(norm) and count:
-            column[:count] = self._passes.dots(self._rows[:count], row)[0, :, 0]
-        column[self._head] = norm
-        if not np.isfinite(column).all():
+        column = arrays.empty(x, min(count + 1, self.capacity), np.float64)
+        if count and (isinstance(x, DeviceArray) or not self._check or np.isfinite(norm[0])):
+            arrays.assign(column[:count], self._passes.dots(self._rows[:count], row)[0, :, 0])
+        arrays.assign(column[self._head : self._head + 1], norm)
+        if self._check and not arrays.all_finite(column):
+            if x is not wide and isinstance(wide, DeviceArray):
+                bad = self._row.first_not_finite()
+                if bad >= 0:
+                    raise self._not_finite(wide[bad : bad + 1].host()[0], bad)
             checks.finite(x, "g")
             raise ValueError(f"g must have products with the window that {x.dtype} can hold")
         return x, column
 
-    def _keep(self, x: np.ndarray) -> None:
-        self._rows[self._head] = self._row if self._rounds else x
+    def _rounded_to_row(self, x: Any) -> Data:
+        """Return a gradient as it is in the type of the window, which `_row` has then."""
+        if isinstance(x, DeviceArray):
+            self._row = x.astype(self._rows.dtype)
+            return self._row.astype(self._computing)
+        bad = self._passes.store(x, self._row, self._rounded)
+        if bad >= 0:
+            raise self._not_finite(x[bad], bad)
+        return self._rounded
+
+    def _not_finite(self, value: Any, index: int) -> ValueError:
+        return ValueError(f"g must be finite in {self.dtype}, got {value} at index ({index},)")
+
+    def _come_to(self, a: Data, name: str) -> None:
+        """Bring a window that is empty, or came from a state, to where an array is."""
+        if self._placed:
+            arrays.together(a, self._rows, name, "the window")
+            return
+        here, there = (x.space if isinstance(x, DeviceArray) else None for x in (a, self._rows))
+        if here == there:
+            return
+        n, old = self.count, self._small
+        kept, gram = arrays.host(self._rows[:n].copy()), arrays.host(old.gram[:n, :n].copy())
+        self._rows = arrays.empty(a, self._rows.shape, self._rows.dtype)
+        self._small = self._new_small()
+        self._small.count, self._small.shift = n, old.shift
+        if n:
+            arrays.assign(self._rows[:n], arrays.beside(kept, a))
+            arrays.assign(self._small.gram[:n, :n], arrays.beside(gram, a))
+        self._make_buffers()
+
+    def _make_buffers(self) -> None:
+        """Make room for a gradient in the type of the window, and for what it is as a vector."""
+        if self._rounds and not isinstance(self._rows, DeviceArray):
+            self._row = np.empty(self.d, self._rows.dtype)
+            self._rounded = np.empty(self.d, self._computing)
+
+    def _new_small(self) -> WindowInverse | WindowOnGpu:
+        if isinstance(self._rows, DeviceArray):
+            return WindowOnGpu(self.capacity, self._rows.space, self._check)
+        return WindowInverse(self.capacity)
+
+    def _unit(self, count: int) -> Data:
+        unit = arrays.zeros(self._rows, count, np.float64)
+        arrays.fill(unit[self._head : self._head + 1], 1.0)
+        return unit
+
+    def _keep(self, x: Data) -> None:
+        arrays.assign(self._rows[self._head], self._row if self._rounds else x)
         self._head = (self._head + 1) % self.capacity
 
-    def _push_through(self, solved: np.ndarray) -> np.ndarray:
-        C = (self._divisor(self.count) * solved)[None, None]
-        result: np.ndarray = self._passes.combine(self._rows[: self.count], C)[0]
-        return result
+    def _push_through(self, solved: Data) -> Data:
+        rows = self._rows[: self.count]
+        divisor = self._divisor(self.count)
+        if isinstance(solved, DeviceArray):
+            C = arrays.zeros(solved, (1, 1, self.count), np.float64)
+            arrays.add(C, solved.reshape(1, 1, -1), divisor)
+        else:
+            C = (divisor * solved)[None, None]
+        return self._passes.combine(rows, C)[0]
+
+
+def _divided(X: Data, by: float) -> Data:
+    if isinstance(X, DeviceArray):
+        out = arrays.zeros(X, X.shape, X.dtype)
+        arrays.add(out, X, 1 / by)
+        return out
+    return X / X.dtype.type(by)
 
 
 def _part(

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from quadric import arrays, backends, checks, threads
-from quadric.arrays import Array
+from quadric import arrays, backends, checks, device, threads
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 from quadric.errors import LinAlgError
 
 
@@ -20,6 +21,7 @@ def rank_one_inverse_update(
     norm_bound: float | None = None,
     blend: float = 0.9,
     out: Array | Sequence[Array] | None = None,
+    check_finite: bool = True,
     backend: str | None = None,
     n_threads: int | None = None,
 ) -> Any:
@@ -43,6 +45,9 @@ def rank_one_inverse_update(
         Between 0 and 1.
     out : array or list of arrays, optional
         Where the result is to go: contiguous, of the shape and dtype of `J`; may be `J` itself.
+    check_finite : bool, optional
+        False leaves it to the caller that no argument holds NaN or Inf. On a GPU nothing then waits
+        for it and no LinAlgError is raised: a factor that would be named in one stays as it is.
     backend : str, optional
         See :mod:`quadric.backends`.
     n_threads : int, optional
@@ -112,7 +117,8 @@ def rank_one_inverse_update(
     >>> same is factors
     True
     """
-    return _update(J, v, "v", 1, decay, rule, norm_bound, blend, out, backend, n_threads)
+    options = (decay, rule, norm_bound, blend, out, check_finite, backend, n_threads)
+    return _update(J, v, "v", 1, *options)
 
 
 def rank_k_inverse_update(
@@ -124,6 +130,7 @@ def rank_k_inverse_update(
     norm_bound: float | None = None,
     blend: float = 0.9,
     out: Array | Sequence[Array] | None = None,
+    check_finite: bool = True,
     backend: str | None = None,
     n_threads: int | None = None,
 ) -> Any:
@@ -135,7 +142,7 @@ def rank_k_inverse_update(
         As there.
     V : array, shape (k, n), or list of them
         One vector in each row, the oldest first; k may differ from factor to factor.
-    decay, rule, norm_bound, blend, out, backend, n_threads
+    decay, rule, norm_bound, blend, out, check_finite, backend, n_threads
         As there; the norm is looked at once, after the last step.
 
     Returns
@@ -169,11 +176,15 @@ def rank_k_inverse_update(
     >>> np.allclose(qd.woodbury.rank_k_inverse_update(np.eye(5), V), J)
     True
     """
-    return _update(J, V, "V", 2, decay, rule, norm_bound, blend, out, backend, n_threads)
+    options = (decay, rule, norm_bound, blend, out, check_finite, backend, n_threads)
+    return _update(J, V, "V", 2, *options)
 
 
 _GROWTH = 4.0  # digits of J that steps done at once may cost
 _MOST = 256
+
+# What a kernel says of the steps of a factor; 0 where all is well.
+_NOT_FINITE, _BAD_PIVOT, _BAD_DIAGONAL, _TOO_LARGE = 1, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,58 +229,143 @@ def _update(
     norm_bound: float | None,
     blend: float,
     out: Any,
+    check_finite: bool,
     backend: str | None,
     n_threads: int | None,
 ) -> Any:
     step = _RULES[checks.choice(rule, "rule", _RULES)](checks.between(decay, "decay", 0, 1))
     bound = np.inf if norm_bound is None else checks.positive(norm_bound, "norm_bound")
     blend = checks.real(blend, "blend", low=0, high=1)
-    product = backends.resolve("woodbury.symmetric_product", backend)
-    update = backends.resolve("woodbury.symmetric_update", backend)
+    backends.resolve("woodbury.symmetric_product", backend)
     workers = threads.resolve(n_threads)
 
     given = _named(J, "J", J)
     js = tuple(_factor(x, name) for name, x in given)
     if len({j.dtype for j in js}) > 1:
         raise TypeError(f"J must be of one dtype, got {' and '.join({j.dtype.name for j in js})}")
+    for (name, _), j in zip(given, js, strict=True):
+        arrays.together(j, js[0], name, given[0][0])
     vs = tuple(
-        _vectors(x, name, j, v_ndim) for (name, x), j in zip(_named(V, v_name, J), js, strict=True)
+        _vectors(x, name, j, v_ndim, check_finite)
+        for (name, x), j in zip(_named(V, v_name, J), js, strict=True)
     )
-    outs = tuple(np.empty_like(j) for j in js) if out is None else _outputs(out, J, given, js)
+    outs = tuple(_like(j) for j in js) if out is None else _outputs(out, J, given, js)
     longest = max((len(v) for v in vs), default=0)
     # Where there are several passes, an error in a later one must leave `out` as it is.
     later = longest > step.most and out is not None
-    work = tuple(np.empty_like(j) for j in js) if later else outs
+    work = tuple(_like(j) for j in js) if later else outs
 
-    norms = np.empty(len(js))
+    names = tuple(name for name, _ in given)
+    on_gpu = bool(js) and isinstance(js[0], DeviceArray)
+    update = (_OnGpu if on_gpu else _OnCpu)(step, js, work, names, check_finite, backend, workers)
     with threads.blas_limit(1):
         for start in range(0, longest, step.most):
             active = [i for i, v in enumerate(vs) if start < len(v)]
-            names = [given[i][0] for i in active]
-            j = tuple((work if start else js)[i] for i in active)
             v = tuple(vs[i][start : start + step.most] for i in active)
-            u = tuple(np.empty_like(x) for x in v)
-            product(j, v, u, workers)
-            # All factors are looked at before the first one is written.
-            y = tuple(_steps(step, *x) for x in zip(j, v, u, names, strict=True))
-            alpha = np.array([step.a ** len(x) for x in v])
-            delta = np.array([step.identity(len(x)) for x in v])
-            sign, size = np.full(len(active), step.sign), np.empty(len(active))
-            update(j, alpha, delta, sign, y, tuple(work[i] for i in active), size, workers)
-            norms[active] = size
-            if not np.isfinite(size).all():
-                name = names[int(np.argmin(np.isfinite(size)))]
-                raise LinAlgError(f"{name} has grown beyond {js[0].dtype}: an entry overflows")
-    for o, w, norm in zip(outs, work, norms, strict=True):
+            update.steps(active, v, work if start else js)
+    for o, w in zip(outs, work, strict=True):
         if later:
-            o[...] = w
-        if norm > bound:
-            o *= blend
-            o.flat[:: len(o) + 1] += 1 - blend
+            arrays.assign(o, w)
+    if bound < np.inf:
+        update.blend(outs, bound, blend)
     if out is not None:
         return out
     results = [arrays.like(x)(o) for (_, x), o in zip(given, outs, strict=True)]
     return results if isinstance(J, list | tuple) else results[0]
+
+
+class _OnCpu:
+    """Steps on all factors at a time, and the norms of what they have made."""
+
+    def __init__(
+        self,
+        rule: _Rule,
+        js: tuple[Data, ...],
+        work: tuple[Data, ...],
+        names: tuple[str, ...],
+        check_finite: bool,
+        backend: str | None,
+        workers: int,
+    ) -> None:
+        self.rule, self.js, self.work, self.names = rule, js, work, names
+        self.check, self.workers = check_finite, workers
+        on = js[0] if js else None
+        self.product = backends.resolve("woodbury.symmetric_product", backend, on)
+        self.update = backends.resolve("woodbury.symmetric_update", backend, on)
+        self.norms: Data = arrays.empty(on, len(js), np.float64)
+
+    def steps(self, active: list[int], v: tuple[Data, ...], source: tuple[Data, ...]) -> None:
+        """Do the steps for the vectors `v` of some factors, from `source` to `work`."""
+        rule, names = self.rule, [self.names[i] for i in active]
+        j = tuple(source[i] for i in active)
+        u = tuple(_like(x) for x in v)
+        self.product(j, v, u, self.workers)
+        # All factors are looked at before the first one is written.
+        y = tuple(_steps(rule, *x) for x in zip(j, v, u, names, strict=True))
+        alpha = np.array([rule.a ** len(x) for x in v])
+        delta = np.array([rule.identity(len(x)) for x in v])
+        sign, size = np.full(len(active), rule.sign), np.empty(len(active))
+        out = tuple(self.work[i] for i in active)
+        self.update(j, alpha, delta, sign, y, out, size, self.workers)
+        self.norms[active] = size
+        if not np.isfinite(size).all():
+            raise _overflow(names[int(np.argmin(np.isfinite(size)))], j[0].dtype)
+
+    def blend(self, outs: tuple[Data, ...], bound: float, blend: float) -> None:
+        """Blend the factors whose norm is above the bound with the identity."""
+        for o, norm in zip(outs, self.norms, strict=True):
+            if norm > bound:
+                o *= blend
+                o.flat[:: len(o) + 1] += 1 - blend
+
+
+class _OnGpu(_OnCpu):
+    """The same where nothing but an error needs the numbers on the host."""
+
+    def steps(self, active: list[int], v: tuple[Data, ...], source: tuple[Data, ...]) -> None:
+        rule, count = self.rule, len(active)
+        j = tuple(source[i] for i in active)
+        u, y = (tuple(_like(x) for x in v) for _ in range(2))
+        space = self.norms.space
+        self.product(j, v, u, self.workers)
+        alpha, delta, size = (space.empty(count, np.float64) for _ in range(3))
+        status, report = space.empty(count, np.int32), space.empty((count, 2), np.float64)
+        numbers = (rule.a, rule.b, rule.sign, rule.blended, rule.weight, rule.base, rule.slope)
+        kernel = device.woodbury().inverse_steps
+        space.run(kernel, j, v, u, y, *numbers, alpha, delta, status, report)
+        if self.check:
+            self._refuse(status.host(), report, [self.names[i] for i in active], j)
+        # Without a look, a factor with a bad status stays as it is.
+        out = tuple(self.work[i] for i in active)
+        sign = space.full(count, np.float64, rule.sign)
+        self.update(j, alpha, delta, sign, y, out, size, self.workers)
+        for k, i in enumerate(active):
+            arrays.assign(self.norms[i : i + 1], size[k : k + 1])
+        if self.check and (bad := size.first_not_finite()) >= 0:
+            raise _overflow(self.names[active[bad]], j[0].dtype)
+
+    def _refuse(
+        self, status: np.ndarray, report: DeviceArray, names: list[str], js: tuple[Data, ...]
+    ) -> None:
+        """Raise the error for the first factor that is not what it has to be."""
+        if not status.any():
+            return
+        i = int(np.argmax(status != 0))
+        first, second = (float(x) for x in report[i].host())
+        name, j = names[i], js[i]
+        if status[i] == _NOT_FINITE:
+            checks.finite(j, name)
+            raise LinAlgError(f"{name} has grown beyond {j.dtype}: its products overflow")
+        if status[i] == _BAD_PIVOT:
+            raise _bad_pivot(name, first, second)
+        if status[i] == _BAD_DIAGONAL:
+            raise _bad_diagonal(name, int(first), second)
+        raise _too_large(name, j.dtype)
+
+    def blend(self, outs: tuple[Data, ...], bound: float, blend: float) -> None:
+        if outs:
+            kernel = device.woodbury().blend
+            self.norms.space.run(kernel, outs, self.norms, bound, blend)
 
 
 def _named(value: Any, name: str, J: Any) -> list[tuple[str, Any]]:
@@ -284,32 +380,44 @@ def _named(value: Any, name: str, J: Any) -> list[tuple[str, Any]]:
     return [(f"{name}[{i}]", x) for i, x in enumerate(value)]
 
 
-def _factor(x: Any, name: str) -> np.ndarray:
-    j = checks.square(x, name)
-    return j.T if j.flags.f_contiguous else np.ascontiguousarray(j)  # it is symmetric
+def _factor(x: Any, name: str) -> Data:
+    j = checks.square(x, name, gpu=True)
+    return j.T if _is_f_contiguous(j) else arrays.contiguous(j)  # it is symmetric
 
 
-def _vectors(x: Any, name: str, j: np.ndarray, ndim: int) -> np.ndarray:
-    a, n = arrays.to_numpy(x, name), len(j)
+def _is_f_contiguous(a: Data) -> bool:
+    return bool(a.f_contiguous if isinstance(a, DeviceArray) else a.flags.f_contiguous)
+
+
+def _like(a: Data) -> Data:
+    return arrays.empty(a, a.shape, a.dtype)
+
+
+def _vectors(x: Any, name: str, j: Data, ndim: int, check_finite: bool) -> Data:
+    a, n = arrays.take(x, name), len(j)
     if a.ndim != ndim or a.shape[-1] != n or a.shape[0] == 0:
         wanted = f"({n},)" if ndim == 1 else f"(k, {n}) with k at least 1"
         raise ValueError(f"{name} must have shape {wanted}, got {a.shape}")
     checks.same_type(a, name, j.dtype, "J")
-    checks.finite(a, name)
-    return np.ascontiguousarray(a.reshape(-1, n))
+    arrays.together(a, j, name, "J")
+    if check_finite:
+        checks.finite(a, name)
+    return arrays.contiguous(a.reshape(-1, n))
 
 
 def _outputs(
-    out: Any, J: Any, given: list[tuple[str, Any]], js: tuple[np.ndarray, ...]
-) -> tuple[np.ndarray, ...]:
+    out: Any, J: Any, given: list[tuple[str, Any]], js: tuple[Data, ...]
+) -> tuple[Data, ...]:
     outs = []
     for (name, x), (other, _), j in zip(_named(out, "out", J), given, js, strict=True):
-        a = arrays.to_numpy(x, name)
-        a = checks.output(a.T if a.flags.f_contiguous else a, name, j.shape, j.dtype, other)
+        a = arrays.take(x, name)
+        a = a.T if _is_f_contiguous(a) else a
+        a = checks.output(a, name, j.shape, j.dtype, other, gpu=True)
+        arrays.together(a, j, name, other)
         checks.itself_or_apart(a, name, j, other)
         outs.append(a)
-    at = [o.ctypes.data for o in outs]
-    factor = {j.ctypes.data: i for i, j in enumerate(js)}
+    at = [arrays.address(o) for o in outs]
+    factor = {arrays.address(j): i for i, j in enumerate(js)}
     if len(set(at)) < len(at) or any(factor.get(a, i) != i for i, a in enumerate(at)):
         raise ValueError("out must hold distinct arrays, each its own factor or none of them")
     return tuple(outs)
@@ -340,9 +448,7 @@ def _steps(rule: _Rule, j: np.ndarray, v: np.ndarray, u: np.ndarray, name: str) 
                 q[t] += rule.b
             pivot = rule.base + rule.slope * (r @ S[:, t] + q @ N[:, t])
             if not (S[t, t] >= 0 and 0 < pivot < np.inf):
-                raise LinAlgError(
-                    f"{name} is not positive definite: v^T J v = {S[t, t]:.3g}, pivot {pivot:.3g}"
-                )
+                raise _bad_pivot(name, float(S[t, t]), float(pivot))
             factor = np.sqrt(rule.weight / pivot)
             R[t], Q[t] = factor * r, factor * q
         later = rule.a ** (np.arange(k - 1, -1, -1.0) / 2)[:, None]
@@ -351,12 +457,28 @@ def _steps(rule: _Rule, j: np.ndarray, v: np.ndarray, u: np.ndarray, name: str) 
         diagonal += rule.sign * np.square(Y).sum(axis=0)
     if not diagonal.min() > 0:
         i = int(np.argmin(diagonal))
-        raise LinAlgError(
-            f"{name} is not positive definite: entry {(i, i)} becomes {diagonal[i]:.3g}"
-        )
+        raise _bad_diagonal(name, i, diagonal[i])
     # The diagonal of a positive definite matrix has its largest entry.
     if not diagonal.max() < np.finfo(j.dtype).max:
-        raise LinAlgError(
-            f"{name} has grown beyond {j.dtype}: give norm_bound, or vectors in more directions"
-        )
+        raise _too_large(name, j.dtype)
     return Y.astype(j.dtype)
+
+
+def _bad_pivot(name: str, product: float, pivot: float) -> LinAlgError:
+    return LinAlgError(
+        f"{name} is not positive definite: v^T J v = {product:.3g}, pivot {pivot:.3g}"
+    )
+
+
+def _bad_diagonal(name: str, i: int, entry: float) -> LinAlgError:
+    return LinAlgError(f"{name} is not positive definite: entry {(i, i)} becomes {entry:.3g}")
+
+
+def _too_large(name: str, dtype: np.dtype[Any]) -> LinAlgError:
+    return LinAlgError(
+        f"{name} has grown beyond {dtype}: give norm_bound, or vectors in more directions"
+    )
+
+
+def _overflow(name: str, dtype: np.dtype[Any]) -> LinAlgError:
+    return LinAlgError(f"{name} has grown beyond {dtype}: an entry overflows")

@@ -4,7 +4,8 @@ import numpy as np
 
 from quadric import arrays, checks, threads
 from quadric.arrays import Array
-from quadric.woodbury.rows import Passes, cho_solve, cholesky
+from quadric.device import DeviceArray
+from quadric.woodbury.rows import Passes, cho_solve, cholesky, coefficients
 
 
 def natural_gradient(
@@ -13,6 +14,7 @@ def natural_gradient(
     damping: float = 1e-3,
     *,
     gram: Array | None = None,
+    check_finite: bool = True,
     backend: str | None = None,
     n_threads: int | None = None,
 ) -> Array:
@@ -30,6 +32,10 @@ def natural_gradient(
     gram : array, shape (s, s), optional
         ``G G^T``, float32 or better float64, of a caller who keeps it from step to step. It is
         computed if it is not given.
+    check_finite : bool, optional
+        False leaves it to the caller that no argument holds NaN or Inf. On a GPU nothing then waits
+        for it: the result is NaN where `damping` is too small, and g is taken for the last row of G
+        only if it is in the same place.
     backend : str, optional
         See :mod:`quadric.backends`.
     n_threads : int, optional
@@ -91,36 +97,43 @@ def natural_gradient(
     >>> np.array_equal(qd.woodbury.natural_gradient(G, G[2], 0.1), x)
     True
     """
-    a = checks.storage(G, "G")
+    a = checks.storage(G, "G", gpu=True)
     if a.ndim != 2 or 0 in a.shape:
         raise ValueError(f"G must be a matrix with at least one entry, got shape {a.shape}")
     a = arrays.rows(a)
     s, d = a.shape
     dtype = arrays.computing(a.dtype)
-    X = None if g is None else checks.vector(g, "g", d, dtype)[None]
-    if X is not None and np.array_equal(X[0], arrays.widen(a[-1], dtype)):
-        X = None
+    looks = check_finite or not isinstance(a, DeviceArray)
+    X = None
+    if g is not None:
+        X = checks.vector(g, "g", d, dtype, gpu=True, check_finite=check_finite).reshape(1, d)
+        arrays.together(X, a, "g", "G")
+        at = arrays.address(X) == arrays.address(a[-1]) and X.dtype == a.dtype
+        if at or (looks and arrays.equal(X, arrays.widen(a[-1:], dtype))):
+            X = None
     damping = checks.positive(damping, "damping")
     passes = Passes(d, d, backend, n_threads)
     with threads.blas_limit(1):
         if gram is None:
             K = passes.gram(a, exact=True)
-            if not np.isfinite(K).all():
+            if check_finite and not arrays.all_finite(K):
                 checks.finite(a, "G")
                 raise ValueError("G must have squared norms that float64 can hold")
         else:
-            K = checks.square(gram, "gram", s).astype(np.float64)[None]
-            checks.finite(K[0], "gram")
-        L = cholesky(K, damping)
+            small = checks.square(gram, "gram", s, gpu=True)
+            arrays.together(small, a, "gram", "G")
+            K = small.astype(np.float64).reshape(1, s, s)
+            if check_finite:
+                checks.finite(K[0], "gram")
+        L = cholesky(K, damping, check=looks)
         if X is None:
-            last = np.zeros((1, s, 1))
-            last[0, -1] = 1.0
-            C = cho_solve(L, last).transpose(0, 2, 1)
-            x = passes.combine(a, C)[0]
+            last = arrays.zeros(a, (1, s, 1), np.float64)
+            arrays.fill(last[:, -1], 1.0)
+            x = passes.combine(a, coefficients(cho_solve(L, last, K, damping)))[0]
         else:
-            C = cho_solve(L, passes.dots(a, X)).transpose(0, 2, 1)
-            x = passes.combine(a, C / -damping, X, 1 / damping)[0]
-    if not np.isfinite(x).all():
+            C = coefficients(cho_solve(L, passes.dots(a, X), K, damping), -damping)
+            x = passes.combine(a, C, X, 1 / damping)[0]
+    if check_finite and not arrays.all_finite(x):
         checks.finite(a, "G")
         raise ValueError(f"G must have products that {dtype} can hold")
     return arrays.like(G)(x)

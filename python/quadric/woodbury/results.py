@@ -30,7 +30,7 @@ class PrunedVector:
     @property
     def sparsity(self) -> float:
         """Share of the weights that are pruned."""
-        kept = arrays.to_numpy(self.mask, "mask")
+        kept = arrays.host(arrays.take(self.mask, "mask"))
         return 1.0 - int(np.count_nonzero(kept)) / kept.size
 
     def __repr__(self) -> str:

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 from scipy.linalg import blas, lapack
 
-from quadric.woodbury.rows import not_positive_definite
+from quadric import arrays, device
+from quadric.device import DeviceArray, Space
+from quadric.woodbury.rows import factor_in_place, not_positive_definite
 
 # Relative correction by a step of refinement at which the inverse is made anew: what is left after
 # the step is its square, so nothing is lost.
@@ -137,6 +139,64 @@ class WindowInverse:
         inverse[row, :row], inverse[row:, row] = z[:row], z[row:]
         self.updates += 1
         return z
+
+
+class WindowOnGpu:
+    """The same for a window on a GPU, where A is factored anew for each solution.
+
+    A factorization takes less time there than the pass over the window that goes with it, and
+    nothing that the host decides depends on the numbers, so that nothing waits for them.
+    """
+
+    inverse = None
+    updates = 0
+
+    def __init__(self, capacity: int, space: Space, check: bool) -> None:
+        self.gram = space.full((capacity, capacity), np.float64, 0)
+        self.count = 0
+        self.shift = 0.0
+        self.check = check
+
+    def replace(self, row: int, column: DeviceArray, shift: float) -> None:
+        """Set a row of K, the one after the last to add one; `column` has the new count of entries.
+
+        There is no ``A^-1 e_row`` as a by-product here.
+        """
+        count = len(column)
+        arrays.assign(self.gram[:count, row], column)
+        arrays.assign(self.gram[row, :count], column)
+        self.count, self.shift = count, shift
+
+    def solve(self, B: DeviceArray) -> DeviceArray:
+        """Return ``A^-1 B`` for B of shape (count,) or (count, k); NaN if A has no factor.
+
+        Raises
+        ------
+        LinAlgError
+            If A is not positive definite in float64, and that is looked at.
+        """
+        A = self.gram[: self.count, : self.count].copy()
+        status = arrays.empty(A, 1, np.int32)
+        factor_in_place(A, self.shift, status)
+        if self.check and status.host()[0] != -1:
+            raise not_positive_definite(self.gram.diagonal()[: self.count].host(), self.shift)
+        X = B.copy().reshape(self.count, -1)
+        X.space.run(device.linalg().cho_solve, A, X)
+        return X.reshape(*B.shape)
+
+    def set_shift(self, shift: float) -> None:
+        """Set the shift of A for the rows that are present."""
+        self.shift = shift
+
+    def saved(self, row: int) -> tuple[Any, ...]:
+        """Return what :meth:`restore` needs; nothing where no error is raised."""
+        return (row, self.gram[:, row].copy(), self.count, self.shift) if self.check else ()
+
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        """Undo what has happened since :meth:`saved`."""
+        row, column, self.count, self.shift = saved
+        arrays.assign(self.gram[:, row], column)
+        arrays.assign(self.gram[row], column)
 
 
 def _product(symmetric: np.ndarray, B: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from quadric import backends
 from quadric.adapters.torch.layers import Layer
 from quadric.sweep import HessianAccumulator
 
@@ -126,7 +127,7 @@ class Capture:
         if self._references is not None:
             reference = self._reference(layer, x, nth)
         try:
-            sums.update(to_cpu(layer.rows(x, self._mask)), reference=reference)
+            sums.update(self._placed(layer, layer.rows(x, self._mask)), reference=reference)
         except ValueError as error:
             raise ValueError(f"layer {layer.name!r}, {self._where}: {error}") from error
 
@@ -138,7 +139,11 @@ class Capture:
                 f"layer {layer.name!r} does not see the same tokens in the uncompressed model, so "
                 "asymmetric calibration does not fit it (is it an expert?)"
             )
-        return to_cpu(layer.rows(inputs[nth], self._mask))
+        return self._placed(layer, layer.rows(inputs[nth], self._mask))
+
+    def _placed(self, layer: Layer, x: Tensor) -> Tensor:
+        on_gpu = runs_on_gpu(layer.weight, self._options["backend"])
+        return x.to(layer.weight.device) if on_gpu else to_cpu(x)
 
 
 def record(layers: Sequence[Layer], function: Callable[[], Any]) -> References:
@@ -195,6 +200,11 @@ def version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
+def runs_on_gpu(weight: Tensor, backend: str | None) -> bool:
+    """Say whether a layer is compressed where its weight is because that is a GPU."""
+    return weight.is_cuda and backend in (None, "cuda") and backends.why_missing("cuda") is None
+
+
 def to_cpu(x: Tensor) -> Tensor:
-    """Return `x` where the kernels can read it; this build has them for the CPU alone."""
+    """Return `x` where the kernels for the CPU can read it."""
     return x if x.device.type == "cpu" else x.cpu()

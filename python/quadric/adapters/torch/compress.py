@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import quadric
@@ -21,6 +19,7 @@ from quadric.adapters.torch.capture import (
     UnequalInputs,
     call_order,
     record,
+    runs_on_gpu,
 )
 from quadric.adapters.torch.layers import Layer
 from quadric.adapters.torch.methods import dense, nearest, swept
@@ -30,7 +29,9 @@ from quadric.adapters.torch.recipe import LayerRecipe, Recipe
 from quadric.adapters.torch.report import CompressionReport, LayerReport, Result
 from quadric.adapters.torch.state import Weights, calibration_mode
 from quadric.adapters.torch.workdir import WorkDir, digest_of, model_digest
+from quadric.arrays import Array
 from quadric.errors import LinAlgError
+from quadric.sweep.results import to_host
 
 _Done: TypeAlias = tuple[LayerReport, Result | None]
 
@@ -254,8 +255,8 @@ class _Job:
         row, result = done
         self.rows.append(row)
         if result is not None:
-            self.results[layer.name] = result
             self.weights.replace(layer, layer.weight_from(dense(result)))
+            self.results[layer.name] = to_host(result)  # a GPU holds one layer's at a time
         self.progress.done(layer.weight.numel(), row)
 
     def _capture(
@@ -300,7 +301,7 @@ class _Job:
 
     def _compress_shared(self, shared: SharedInput) -> dict[Layer, _Done]:
         sums = shared.accumulator
-        cross = sums.cross().numpy() if self.asymmetric else None
+        cross = _kernel_array(sums.cross()) if self.asymmetric else None
         settings: dict[tuple[str, float], list[Layer]] = {}
         for layer in shared.layers:
             rule = self.plan.rules[layer]
@@ -310,7 +311,7 @@ class _Job:
             start = time.perf_counter()
             try:
                 factor = sweep.factorize(
-                    sums.value().numpy(),
+                    _kernel_array(sums.value()),
                     damping=damping,
                     order=order,
                     overwrite_h=True,
@@ -338,19 +339,19 @@ class _Job:
     def _keep(self, done: _Done) -> _Done:
         row, result = done
         if self.store is not None and result is not None:
-            self.store.save(row, result)
+            self.store.save(row, to_host(result))
         return done
 
     def _with_factor(
         self,
         layer: Layer,
         factor: sweep.Factor,
-        cross: NDArray[Any] | None,
+        cross: Array | None,
         tokens: int,
         seconds: float,
     ) -> tuple[LayerReport, Result]:
         rule = self.plan.rules[layer]
-        W = layer.matrix()
+        W = self._matrix(layer)
         start = time.perf_counter()
         try:
             if rule.method == "sweep":
@@ -386,19 +387,21 @@ class _Job:
         )
         return row, result
 
+    def _matrix(self, layer: Layer) -> Array:
+        return layer.matrix(on_gpu=runs_on_gpu(layer.weight, self.options["backend"]))
+
     def _without_hessian(self, layer: Layer, tokens: int, why: str) -> _Done:
         rule = self.plan.rules[layer]
         if self.on_failure == "skip":
             note = f"skipped: {why}"
             return _row(layer, rule, None, method="none", tokens=tokens, note=note), None
-        result = nearest(layer.matrix(), None, rule, self.options)
+        result = nearest(self._matrix(layer), None, rule, self.options)
         note = f"rounded to nearest: {why}"
         row = _row(layer, rule, result, method="round_to_nearest", tokens=tokens, note=note)
         return row, result
 
 
 def _row(layer: Layer, rule: LayerRecipe, result: Result | None, **measured: Any) -> LayerReport:
-    mask = None if result is None else result.mask
     return LayerReport(
         name=layer.name,
         kind=layer.kind,
@@ -407,14 +410,19 @@ def _row(layer: Layer, rule: LayerRecipe, result: Result | None, **measured: Any
         bits=rule.bits,
         group_size=rule.group_size if rule.bits is not None else None,
         symmetric=rule.symmetric,
-        sparsity=0.0 if mask is None else 1.0 - float(np.mean(mask)),
+        sparsity=0.0 if result is None else result.sparsity,
         loss=None if result is None else _loss(result),
         **measured,
     )
 
 
 def _loss(result: Result) -> float | None:
-    return None if result.loss is None else float(np.sum(result.loss, dtype=np.float64))
+    return None if result.loss is None else float(result.loss.sum())
+
+
+def _kernel_array(x: Tensor) -> Array:
+    """Return a tensor as the kernels give back NumPy arrays for it, unless it is on a GPU."""
+    return x if x.is_cuda else x.numpy()
 
 
 def _batches(batches: Iterable[Batch]) -> list[Batch]:

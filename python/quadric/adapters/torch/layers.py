@@ -2,13 +2,14 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from quadric.arrays import Array
 
 Kind = Literal["Linear", "Conv1D", "Conv2d"]
 
@@ -58,15 +59,18 @@ class Layer:
         rows, columns = to_matrix(self.weight, self.kind).shape
         return rows, columns
 
-    def matrix(self) -> NDArray[np.float32]:
-        """Return the weights as a new float32 matrix (out, in)."""
-        matrix = to_matrix(self.weight.detach(), self.kind).to("cpu", torch.float32)
-        return np.array(matrix.numpy(), order="C")
+    def matrix(self, *, on_gpu: bool = False) -> Array:
+        """Return the weights as a new float32 matrix (out, in): NumPy's, or where they are."""
+        matrix = to_matrix(self.weight.detach(), self.kind)
+        if on_gpu:
+            return matrix.to(torch.float32, copy=True).contiguous()
+        return np.array(matrix.to("cpu", torch.float32).numpy(), order="C")
 
-    def weight_from(self, matrix: NDArray[np.floating[Any]]) -> Tensor:
+    def weight_from(self, matrix: Array) -> Tensor:
         """Return `matrix` (out, in) in the shape, dtype and device of the layer's weight."""
         old = self.weight
-        dense = from_matrix(torch.from_numpy(matrix), self.kind, tuple(old.shape))
+        found = matrix if isinstance(matrix, Tensor) else torch.from_numpy(matrix)
+        dense = from_matrix(found, self.kind, tuple(old.shape))
         return dense.to(old.device, old.dtype)
 
     def reads(self) -> Hashable:

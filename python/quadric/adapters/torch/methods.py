@@ -2,31 +2,25 @@
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quadric import sweep
 from quadric.adapters.torch.recipe import LayerRecipe
 from quadric.adapters.torch.report import Result
+from quadric.arrays import Array
 
 SCALE_DTYPE = "float16"
 """What checkpoints store, so that a saved model reads back to the same weights."""
 
 
-def dense(result: Result) -> NDArray[Any]:
+def dense(result: Result) -> Array:
     """Return the weights (out, in) that a result stands for."""
-    if isinstance(result, sweep.PrunedMatrix):
-        weights: NDArray[Any] = result.weights
-        return weights
-    dequantized: NDArray[Any] = result.dequantize()
-    return dequantized
+    return result.weights if isinstance(result, sweep.PrunedMatrix) else result.dequantize()
 
 
 def swept(
-    W: NDArray[np.float32],
+    W: Array,
     factor: sweep.Factor,
     rule: LayerRecipe,
-    cross: NDArray[Any] | None,
+    cross: Array | None,
     options: dict[str, Any],
 ) -> Result:
     """Quantize, prune, or both, with feedback."""
@@ -42,7 +36,7 @@ def swept(
 
 
 def nearest(
-    W: NDArray[np.float32],
+    W: Array,
     factor: sweep.Factor | None,
     rule: LayerRecipe,
     options: dict[str, Any],

@@ -1,0 +1,211 @@
+"""Many matrices of one shape, such as the experts of a layer, rounded in one call."""
+
+from typing import Any
+
+import numpy as np
+
+from quadric import arrays, backends, checks, device
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
+from quadric.errors import LinAlgError
+from quadric.sweep.factorize import factorize, permutation
+from quadric.sweep.grid import Grid, check_grid
+from quadric.sweep.quantize import quantize
+from quadric.sweep.results import QuantizedMatrix
+
+
+def quantize_batch(
+    W: Array,
+    H: Array,
+    *,
+    bits: int | str = 4,
+    group_size: int | str | None = None,
+    symmetric: bool = False,
+    scale: str = "minmax",
+    static_groups: bool = False,
+    scale_dtype: str | None = None,
+    mse_norm: float = 2.0,
+    damping: float = 0.01,
+    order: str = "natural",
+    retries: int = 3,
+    backend: str | None = None,
+    n_threads: int | None = None,
+) -> list[QuantizedMatrix]:
+    """Factor many Hessians and round as many matrices: :func:`factorize`, :func:`quantize` of each.
+
+    On a GPU small matrices do not fill the device one by one: all of them are worked on at once.
+
+    Parameters
+    ----------
+    W : array, shape (k, m, n)
+        Weights (out, in) of each; float32 or float64.
+    H : array, shape (k, n, n)
+        Hessians, of the dtype of `W`.
+    bits, group_size, symmetric, scale, static_groups, scale_dtype, mse_norm
+        As in :func:`quantize`, for all of them.
+    damping, order, retries
+        As in :func:`factorize`.
+    backend : str, optional
+        See :mod:`quadric.backends`.
+    n_threads : int, optional
+        None follows the environment.
+
+    Returns
+    -------
+    list of QuantizedMatrix
+
+    Raises
+    ------
+    LinAlgError
+        If a Hessian is not positive definite with any damping that was tried; the message has its
+        number.
+    ValueError, TypeError
+        As for the two functions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import quadric as qd
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.standard_normal((3, 64, 16))
+    >>> W = rng.standard_normal((3, 8, 16))
+    >>> experts = qd.sweep.quantize_batch(W, X.mT @ X / 64, bits=4, group_size=8)
+    >>> len(experts), experts[0].codes.shape
+    (3, (8, 16))
+    """
+    w, h = _stack(W, "W"), _stack(H, "H")
+    k, m, n = w.shape
+    if h.shape != (k, n, n):
+        raise ValueError(f"H must have shape {(k, n, n)} to go with W, got {h.shape}")
+    checks.same_type(h, "H", w.dtype, "W")
+    arrays.together(h, w, "H", "W")
+    grid_options: dict[str, Any] = {
+        "bits": bits,
+        "group_size": group_size,
+        "symmetric": symmetric,
+        "scale": scale,
+        "static_groups": static_groups,
+        "scale_dtype": scale_dtype,
+        "mse_norm": mse_norm,
+    }
+    factor_options: dict[str, Any] = {"damping": damping, "order": order, "retries": retries}
+    where: dict[str, Any] = {"backend": backend, "n_threads": n_threads}
+
+    def one(i: int) -> QuantizedMatrix:
+        try:
+            factor = factorize(H[i], **factor_options, **where)
+            return quantize(W[i], factor, **grid_options, **where)
+        except LinAlgError as error:
+            raise LinAlgError(f"matrix {i}: {error}", error.pivot) from error
+        except ValueError as error:
+            raise ValueError(f"matrix {i}: {error}") from error
+
+    grid = check_grid(n, **grid_options)
+    along = grid.dynamic or grid.group_size is None  # groups of each row, in the order of the sweep
+    if not (isinstance(w, DeviceArray) and along and k * m > 0):
+        return [one(i) for i in range(k)]
+    results, failed = _on_gpu(W, w, h, grid, damping, order, backend)
+    for i in failed:  # more damping, float64, or an error that says what is wrong
+        results[i] = one(i)
+    return results
+
+
+def _stack(x: Array, name: str) -> Data:
+    a = arrays.take(x, name)
+    if a.ndim != 3 or 0 in a.shape[1:]:
+        raise ValueError(f"{name} must be a stack of matrices, got an array of shape {a.shape}")
+    checks.floating(a, name)
+    return a
+
+
+def _on_gpu(
+    W: Array,
+    w: DeviceArray,
+    h: DeviceArray,
+    grid: Grid,
+    damping: float,
+    order: str,
+    backend: str | None,
+) -> tuple[list[QuantizedMatrix], list[int]]:
+    """Return all results, and which of them are none because a factorization failed."""
+    space, (k, m, n) = w.space, w.shape
+    run, kernels = space.run, device.sweep()
+    backends.resolve("sweep.sweep", backend, w)
+    checks.finite(w.reshape(k * m, n), "W")
+    damping = checks.real(damping, "damping", low=0)
+    checks.choice(order, "order", ("natural", "activation"))
+
+    w, h = arrays.contiguous(w), arrays.contiguous(h)
+    defects = space.empty(k, np.float64)
+    for i in range(k):
+        run(kernels.symmetry_defect, h[i], result=defects[i : i + 1])
+    diagonals = h.diagonals().host().astype(np.float64)
+    crooked = ~(defects.host() <= np.sqrt(np.finfo(w.dtype).eps))
+
+    dead = diagonals == 0
+    live = np.maximum(n - dead.sum(axis=1), 1)
+    means = diagonals.sum(axis=1) / live
+    damped = np.where(dead, 1.0, diagonals + damping * means[:, None])
+    perms = np.stack([permutation(order, d) for d in diagonals])
+    A = space.empty((k, n, n), w.dtype)
+    there = space.from_host(perms)
+    for i in range(k):
+        run(kernels.gather, h[i], there[i], A[i])
+        if dead[i].any():
+            arrays.clear(A[i], n - 1 - np.flatnonzero(dead[i][perms[i]]), rows=True)
+    pivots = space.empty(k, np.int64)
+    along = space.from_host(np.take_along_axis(damped, perms, axis=1))
+    run(kernels.cholesky_batch, A, along, pivots)
+
+    codes, loss = space.empty((k, m, n), np.uint8), space.empty((k, m), np.float64)
+    scales = space.empty((k, m, grid.groups), w.dtype)
+    zeros = space.empty((k, m, grid.groups), np.uint8)
+    group = grid.index(np.arange(n))
+    run(
+        kernels.sweep_batch,
+        w,
+        A,
+        there,
+        space.from_host(dead) if dead.any() else None,
+        space.from_host(group),
+        grid.width,
+        0,
+        grid.maxq,
+        grid.symmetric,
+        grid.mse,
+        grid.norm,
+        grid.steps,
+        grid.scale_bits,
+        0,
+        0,
+        0.0,
+        1,
+        False,
+        True,
+        codes,
+        scales,
+        zeros,
+        None,
+        None,
+        loss,
+    )
+    bad = crooked | (live == 0) | (means <= 0) | (pivots.host() >= 0)
+    if not arrays.all_finite(scales):
+        bad |= True  # one by one, so that the message is about the one that is meant
+
+    def result(i: int) -> QuantizedMatrix:
+        index = np.empty_like(group)
+        index[perms[i]] = group
+        like = arrays.like(W)
+        return QuantizedMatrix(
+            codes=like(codes[i]),
+            scales=like(scales[i]),
+            zeros=like(zeros[i]),
+            group_index=like(space.from_host(index)),
+            bits=grid.bits,
+            group_size=grid.group_size,
+            symmetric=grid.symmetric,
+            loss=like(loss[i]),
+        )
+
+    return [result(i) for i in range(k)], [int(i) for i in np.flatnonzero(bad)]
