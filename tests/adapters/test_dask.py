@@ -194,6 +194,33 @@ def test_lstsq_of_dependent_columns() -> None:
     assert np.abs(result.x - plain).max() <= 1e4 * EPS * np.abs(plain).max()
 
 
+def test_two_rows_that_meet_in_the_sketch_are_no_dependence() -> None:
+    n, d = 20_000, 3
+    S = qd.sketch.sparse_sign(76, n, nnz=4, seed=0)  # the first sketch of the default method
+    places = (S.to_sparse().indices.reshape(n, 4) + 1) * np.sign(S.to_sparse().data.reshape(n, 4))
+    _, first, counts = np.unique(places, axis=0, return_index=True, return_counts=True)
+    one = first[counts > 1][0]
+    rows = np.append(np.flatnonzero((places == places[one]).all(axis=1))[:2], 7)
+    A, b = np.zeros((n, d)), side(n=n)
+    A[rows] = np.eye(d)
+    assert np.linalg.matrix_rank(S @ A) == 2
+    result = qdask.lstsq(cut(A, 5000), b)
+    assert result.rank == d
+    assert np.abs(result.x - b[rows]).max() <= 1e3 * EPS * np.linalg.norm(b)
+
+
+def test_a_sketch_that_cannot_hold_the_rank_is_refused() -> None:
+    n, d = 1000, 8
+    A = np.eye(n, d)
+    bad = [
+        np.linalg.matrix_rank(qd.sketch.sparse_sign(d, n, nnz=8, seed=s) @ A) < d
+        for s in range(200)
+    ]
+    seed = next(s for s in range(198) if all(bad[s : s + 3]))
+    with pytest.raises(qd.LinAlgError, match="sketch_size must be larger"):
+        qdask.lstsq(cut(A, 300), side(n=n), method="spir", sketch_size=d, seed=seed)
+
+
 def test_few_rows_are_brought_together() -> None:
     A, b = tall(20), side(n=20)
     result = qdask.lstsq(cut(A, (7, 7, 6)), b)
@@ -272,7 +299,8 @@ def test_a_bad_chunk_is_named_on_a_cluster(cluster: Client) -> None:
         (lambda A: A[A[:, 0] > 0], ValueError,
          "A must have known chunks: call A.compute_chunk_sizes() first"),
         (lambda A: A.compute(), TypeError, "A must be a Dask array, got ndarray"),
-        (lambda A: A.astype(np.int64), TypeError, "A must be float32 or float64, got int64"),
+        (lambda A: A.astype(np.int64), TypeError,
+         "A must be float32 or float64, got int64: A.astype(float) converts it"),
         (lambda A: A.astype(complex), TypeError, "A must be float32 or float64, got complex128"),
         (lambda A: A[:, 0], ValueError, "A must be a matrix, got an array of shape (3000,)"),
         (lambda A: A[:0], ValueError, "A must have at least one row and column, got shape (0, 7)"),

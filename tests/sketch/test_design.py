@@ -119,6 +119,12 @@ def test_bad_points(kind):
     assert_refused("points", lambda: polynomial_basis(spoil(x), 2), error, x.tobytes)
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 2), (2, 0)])
+def test_no_points(shape):
+    message = assert_refused("points", lambda: polynomial_basis(np.empty(shape), 2), ValueError)
+    assert "at least 1" in message
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -316,3 +322,12 @@ def test_bad_values(backend, kind):
     spoil, error = ARRAYS[kind]
     design = weighted_least_squares_design(basis(90, 2), 6, backend=backend)
     assert_refused("values", lambda: design.fit(spoil(np.ones(6))), error)
+
+
+@pytest.mark.parametrize("mass", [1e-320, 1e-200, 1e200, 1e308])
+def test_masses_whose_sum_overflows_or_vanishes(backend, mass):
+    Phi = basis(201, 3)
+    usual = weighted_least_squares_design(Phi, 12, backend=backend)
+    found = weighted_least_squares_design(Phi, 12, measure=np.full(201, mass), backend=backend)
+    np.testing.assert_array_equal(found.indices, usual.indices)
+    assert_within(found.weights, usual.weights, 1e-10 * usual.weights)

@@ -439,3 +439,44 @@ def test_jacobian_must_have_full_rank():
 )
 def test_options(name, value):
     refuse(name, **{name: value})
+
+
+@pytest.mark.parametrize("inner", ["block_kaczmarz", "direct"])
+@pytest.mark.parametrize(("of_f", "of_c"), [(665, 0), (0, -665), (665, 665), (-665, -665)])
+def test_scale(inner, of_f, of_c):
+    """Powers of two in f and c change the multipliers and what the tolerance means."""
+    H, J, g = np.diag([1.0, 2.0, 4.0]), np.array([[1.0, 1.0, 1.0]]), np.array([1.0, 2.0, 3.0])
+
+    def solved(of_f, of_c, **options):
+        return sketched_newton_kkt(
+            lambda x: np.ldexp(x @ H @ x / 2 - g @ x, of_f),
+            lambda x: np.ldexp(H @ x - g, of_f),
+            lambda x, y: np.ldexp(H, of_f),
+            lambda x: np.ldexp(J @ x - 1, of_c),
+            lambda x: np.ldexp(J, of_c),
+            np.zeros(3),
+            inner=inner,
+            **options,
+        )
+
+    usual = solved(0, 0)
+    tol = 1e-8 * 2.0 ** min(of_f, of_c)
+    found = solved(of_f, of_c, tol=tol) if of_f == of_c else solved(of_f, of_c, tol=1e-300)
+    assert found.converged == (found.kkt_error <= (tol if of_f == of_c else 1e-300))
+    assert_within(found.x, usual.x, 1e-7)
+    assert_within(np.ldexp(found.multipliers, of_c - of_f), usual.multipliers, 1e-7)
+    assert_within(np.ldexp(found.objective, -of_f), usual.objective, 1e-7)
+
+
+def test_sizes_that_no_step_can_have():
+    n = 3
+    J = np.ones((1, n))
+    with pytest.raises(LinAlgError, match="must be nearer 1 in size"):
+        sketched_newton_kkt(
+            lambda x: 1e200 * x @ x / 2 - x.sum(),
+            lambda x: 1e200 * x - 1,
+            lambda x, y: 1e200 * np.eye(n),
+            lambda x: J @ x - 1,
+            lambda x: J,
+            np.zeros(n),
+        )

@@ -134,7 +134,7 @@ def test_bad_matrices(backend, kind):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        *(("p", v) for v in (0.999, 0, -1, NAN, INF, None, "two")),
+        *(("p", v) for v in (0.999, 0, -1, NAN, INF, None, "two", "2", True)),
         *(("tol", v) for v in POSITIVE if v is not None),
         *(("max_iter", v) for v in SIZES),
         ("seed", -1),

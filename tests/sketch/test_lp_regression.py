@@ -281,7 +281,7 @@ def test_bad_arrays(backend, kind, sampling):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        *(("p", v) for v in (0.999, 0, -1, 8.001, NAN, INF, None, "two")),
+        *(("p", v) for v in (0.999, 0, -1, 8.001, NAN, INF, None, "two", "2", True)),
         *(("sampling", v) for v in ("leverage", False, 1)),
         *(("sketch_size", v) for v in (3, 0, -1, 61, 5.5)),
         *(("tol", v) for v in POSITIVE if v is not None),
@@ -306,3 +306,22 @@ def test_shapes_and_types_that_do_not_fit(backend):
         assert_refused(
             "A", lambda s=shape: lp_regression(np.zeros(s), b[: s[0]], 1, backend=backend)
         )
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 4.0])
+@pytest.mark.parametrize("sampling", [None, "lewis"])
+@pytest.mark.parametrize("tol", [1e-6, 1e-9])
+def test_what_is_judged_is_returned(backend, p, sampling, tol):
+    """The gap is that of the rounded x, so of a float32 one it is hardly below 1e-8."""
+    a, b = problem(2000, 4, dtype=np.float32)
+    found = lp_regression(a, b, p, sampling=sampling, sketch_size=300, tol=tol, backend=backend)
+    wide, target = a.astype(float), b.astype(float)
+    if sampling:
+        rows = found.sampled_rows
+        weights = found.weights.astype(float)
+        wide, target = wide[rows] * weights[:, None], target[rows] * weights
+    exact = lp_regression(wide, target, p, sampling=None, backend=backend)
+    here = norm(target - wide @ found.x, p)
+    assert exact.objective >= here * (1 - found.gap) * (1 - 1e-6)
+    assert found.converged
+    assert found.gap <= max(tol, 8 * 2.0**-23 * norm(target, p) / here)

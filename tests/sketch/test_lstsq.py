@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, target
 from hypothesis import strategies as st
+from scipy import sparse
 
 from quadric.sketch import cost_model, lstsq
 from tests import strategies as draws
@@ -311,3 +312,23 @@ def test_the_default_warns_of_nothing(backend):
         warnings.simplefilter("error")
         A = orthonormal(np.random.default_rng(0), 3000, 12)
         assert lstsq(A, A[:, 0], backend=backend).converged
+
+
+@pytest.mark.parametrize("stored", [np.asarray, sparse.csr_array])
+@pytest.mark.parametrize(("of_a", "of_b"), [(665, 0), (-665, 0), (665, 665), (-900, -900)])
+def test_scale_of_wide_matrices(backend, stored, of_a, of_b):
+    rng = np.random.default_rng(0)
+    A, b = rng.standard_normal((6, 300)), rng.standard_normal(6)
+    usual = lstsq(stored(A), b, backend=backend)
+    found = lstsq(stored(np.ldexp(A, of_a)), np.ldexp(b, of_b), backend=backend)
+    assert found.converged
+    assert_within(np.ldexp(found.x, of_a - of_b), usual.x, 1e-13)
+    assert_within(np.ldexp(found.R, -of_a), usual.R, 1e-11)
+
+
+@pytest.mark.parametrize("shape", [(6, 300), (300, 6)])
+@pytest.mark.parametrize("size", [-600, 600])
+def test_answers_that_no_float_holds(backend, shape, size):
+    A = np.random.default_rng(0).standard_normal(shape)
+    with pytest.raises(ValueError, match="with b a solution, that float64 can hold"):
+        lstsq(np.ldexp(A, size), np.ldexp(A[:, 0], -size), backend=backend)

@@ -112,3 +112,31 @@ def test_rank_deficient(backend):
         assert lstsq_backward_error(p.A, p.b, best, exact=exact, backend=backend) < 1e-14
         off = lstsq_backward_error(p.A, p.b, best * 1.001, exact=exact, backend=backend)
         assert_within(off, karlson_walden(p.A, p.b, best * 1.001), off / 2)
+
+
+@pytest.mark.parametrize("scales", [(0, -565), (0, 565), (665, 665), (-665, -665), (665, 0)])
+@pytest.mark.parametrize("ridge", [0.0, 0.25])
+def test_scale(backend, scales, ridge):
+    """A and sqrt(ridge) in one unit and b in another change nothing."""
+    of_a, of_b = scales
+    p = make(300, 6, cond=1e2, rho=1e-2, seed=1)
+    if ridge and abs(of_a) > 500:
+        pytest.skip("the ridge is no number then")
+    b = np.column_stack((p.b, p.b, p.b, np.zeros(300)))
+    x = np.column_stack((1.01 * p.x, 0 * p.x, 50 * p.x, p.x))
+    usual = lstsq_backward_error(p.A, b, x, ridge=ridge, backend=backend)
+    A = np.ldexp(p.A, of_a)
+    b, x = np.ldexp(b, of_b), np.ldexp(x, of_b - of_a)
+    found = lstsq_backward_error(A, b, x, ridge=ridge, backend=backend)
+    assert usual.min() > 1e-5
+    assert_within(found, usual, 1e-10 * usual)
+
+
+def test_columns_of_all_sizes(backend):
+    """They are judged by the largest of them."""
+    p = make(300, 4, cond=2.0, rho=1.0, seed=1)
+    A = p.A * np.array([1e-200, 1e-90, 1e90, 1e200])
+    for x in (np.zeros(4), np.full(4, 1e-200)):
+        found = lstsq_backward_error(A, p.b, x, backend=backend)
+        largest = lstsq_backward_error(A[:, 3:] / 1e200, p.b, x[3:] * 1e200, backend=backend)
+        assert found >= largest / 3 > 0.001

@@ -316,7 +316,71 @@ def test_linf_guarantee_refuses_sparse_sketches(backend):
             lstsq(A, b, guarantee="linf", operator=operator, backend=backend)
 
 
+def collisions(signs, d=64):
+    """Return a problem, and rows for its sketch, on which `signs` in a column are too few.
+
+    A spike of b and a row of the identity that share a place in the sketch, of about nnz^2 / m of
+    all pairs, are taken for each other: an error of 1 / (nnz sqrt(s)) in that coordinate, with s
+    spikes of norm 1 together. Here about one pair of the s d does so, and the error is
+    sqrt(d / m), which is sqrt(d) times what a dense sketch makes of it.
+    """
+    m = max(16 * d, d * signs**2)
+    s = m // (d * signs**2)
+    b = np.zeros(d + s)
+    b[d:] = s**-0.5
+    return m, 8 * m, np.eye(d + s, d), b  # and rows of zeros, of which no sketch knows
+
+
+def coordinates(name, signs, draws=12):
+    """Return ``sqrt(m) |x'|_inf`` of some sketched solutions; x* = 0 and ``|r| = |A^+| = 1``."""
+    m, n, A, b = collisions(signs)
+    words = {"nnz": signs} if name == "sparse_sign" else {}
+    found = []
+    for seed in range(draws):
+        S = getattr(qd.sketch, name)(m, n, seed=seed, **words)[:, : len(b)]
+        found.append(np.abs(np.linalg.lstsq(S @ A, S @ b)[0]).max() * np.sqrt(m))
+    return np.array(found), m, A.shape[1]
+
+
+def gaussian_limit(m, d, draws=12, risk=1e-2):
+    """Return what the largest of all coordinates stays below but for that risk.
+
+    x' of a Gaussian sketch has normal coordinates of variance ``1 / (m - d)`` (to first order),
+    which the union bound adds up.
+    """
+    return np.sqrt(m / (m - d) * 2 * np.log(2 * d * draws / risk))
+
+
+@pytest.mark.parametrize("signs", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", ["gaussian", "rademacher", "srht", "circulant"])
+def test_dense_sketches_are_accurate_in_every_coordinate(name, signs):
+    errors, m, d = coordinates(name, signs)
+    assert_within(errors.max(), 0, gaussian_limit(m, d), f"coordinates by {name}")
+
+
+@pytest.mark.parametrize("signs", [1, 2, 4, 8])
+def test_sparse_sketches_are_not(signs):
+    """A pair meets in ``1 - 1 / e = 63 %`` of all sketches: in two of twelve but for 1.3e-4.
+
+    Then a coordinate is about sqrt(d) = 8, above the limit of 5 even with 30 % off by what else
+    meets in the sketch.
+    """
+    errors, m, d = coordinates("sparse_sign", signs)
+    limit = gaussian_limit(m, d)
+    assert 0.7 * np.sqrt(d) > limit
+    assert np.count_nonzero(errors > limit) >= 2
+
+
 # ---- words of SciPy, arrays of others ------------------------------------------------------------
+
+
+def test_lists_as_in_scipy(backend):
+    p = make(60, 5, cond=10, k=2)
+    for b in (p.b, p.b[:, 0]):
+        expected = lstsq(p.A, b, backend=backend)
+        found = lstsq(p.A.tolist(), b.tolist(), backend=backend)
+        assert isinstance(found.x, np.ndarray)
+        assert found.x.tobytes() == expected.x.tobytes()
 
 
 def test_words_of_scipy(backend):

@@ -118,3 +118,12 @@ def test_overflow(backend):
 def test_execution(argument, value):
     a = np.ones((4, 2))
     assert_refused(argument, lambda: residual_gradient(a, a[0], **{argument: value}))
+
+
+@pytest.mark.parametrize("stored", ["dense", "csr"])
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-160, 1e160, 1e200, 1e300])
+def test_norms_whose_squares_are_no_numbers(backend, stored, scale):
+    A, x, b = np.eye(5, 2), np.array([1.0, 2.0]), np.array([4.0, 2.0, 4.0, 0.0, 0.0])
+    A = A if stored == "dense" else sparse.csr_array(A)
+    found = residual_gradient(A, x * scale, b * scale, backend=backend)
+    assert_within(found.norm / scale, 5.0, 1e-14)

@@ -263,7 +263,7 @@ sketches = pytest.mark.parametrize("sketch", SKETCHES)
 
 @sketches
 @pytest.mark.parametrize("dtype", draws.DTYPES)
-@pytest.mark.parametrize("d", [1, 5, 70])
+@pytest.mark.parametrize("d", [1, 5, 140])
 def test_layouts_and_threads_change_no_bit(backend, sketch, dtype, d):
     a = make(1111, d, dtype=dtype, kind="graded").a
     expected = SKETCHES[sketch](a, backend)
@@ -277,7 +277,7 @@ def test_layouts_and_threads_change_no_bit(backend, sketch, dtype, d):
 
 @sketches
 @pytest.mark.parametrize("dtype", draws.DTYPES)
-@pytest.mark.parametrize("d", [1, 5, 70])
+@pytest.mark.parametrize("d", [1, 5, 140])
 def test_chunks_change_no_bit(backend, sketch, dtype, d):
     a = make(1111, d, dtype=dtype, kind="graded").a
     expected = SKETCHES[sketch](a, backend)

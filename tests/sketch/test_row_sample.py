@@ -226,3 +226,22 @@ def test_bad_options(backend, option, value):
 def test_a_rule_for_scores(backend):
     assert_refused("rule", lambda: sample_rows(np.ones(5), 2, rule="leverage", backend=backend))
     assert len(sample_rows(np.ones(5), 50, replace=True, backend=backend)) == 50
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e200, 1e308])
+def test_scores_whose_sum_overflows_or_vanishes(backend, replace, scale):
+    usual = sample_rows(np.ones(200), 20, replace=replace, backend=backend)
+    found = sample_rows(np.full(200, scale), 20, replace=replace, backend=backend)
+    np.testing.assert_array_equal(found.indices, usual.indices)
+    assert_within(found.weights, usual.weights, 1e-14)
+
+
+def test_scores_of_all_sizes(backend):
+    """Two rows of four are certain, and the others share what is left."""
+    for scores in ([1e308, 1e308, 1e-270, 1e-270], [1e308, 1e308, 1e-10, 1e-10]):
+        weights = [sample_rows(np.array(scores), 3, seed=s, backend=backend) for s in range(8)]
+        assert all(set(w.indices) >= {0, 1} for w in weights)
+        rest = np.concatenate([w.weights[2:] for w in weights])
+        assert rest.size
+        assert_within(rest, np.sqrt(2.0), 0.01)

@@ -75,12 +75,24 @@ def test_more_rows_than_there_are(backend):
 
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_matrices(backend, kind):
-    if kind in ("one entry less", "more axes"):
+    if kind in ("one entry less", "more axes", "list"):
         return
     spoil, error = ARRAYS[kind]
     bad = spoil(make(50, 3).a)
     call = lambda: clarkson_woodruff_transform(bad, 10, rng=0, backend=backend)  # noqa: E731
     assert_refused("input_matrix", call, error)
+
+
+def test_lists_as_in_scipy(backend):
+    a = make(50, 3).a
+    expected = clarkson_woodruff_transform(a, 10, rng=0, backend=backend)
+    found = clarkson_woodruff_transform(a.tolist(), 10, rng=0, backend=backend)
+    np.testing.assert_array_equal(found, expected)
+    assert_refused(
+        "input_matrix",
+        lambda: clarkson_woodruff_transform([[1, 2], [3, 4]], 2, rng=0, backend=backend),
+        TypeError,
+    )
 
 
 def test_empty(backend):

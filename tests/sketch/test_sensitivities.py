@@ -147,7 +147,7 @@ def test_bad_matrices(backend, kind, method):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        *(("p", v) for v in (0.999, 0, -1, NAN, INF, None, "two")),
+        *(("p", v) for v in (0.999, 0, -1, NAN, INF, None, "two", "2", True)),
         *(("method", v) for v in ("Exact", None, 1)),
         *(("tol", v) for v in POSITIVE),
         *(("max_iter", v) for v in SIZES),

@@ -462,3 +462,57 @@ def test_sketched_qr_of_bad_matrices(kind):
 )
 def test_sketched_qr_options(name, options):
     assert_refused(name, lambda: sketched_qr(**{"A": CHUNK, **options}))
+
+
+@pytest.mark.parametrize("method", ["blocks", "oja"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("part", [-0.95, -0.5, -0.2, 0.2, 0.5, 0.9])
+def test_scale_of_streams(backend, method, dtype, part):
+    """Powers of two change no bit of the vector; the singular value has the unit of the rows."""
+    exponent = int(part * np.finfo(dtype).maxexp)
+    A = spiked(0, 2000, 6, 2.0)[0].astype(dtype)
+    usual, found = (
+        stream([a[:700], a[700:]], 6, method=method, backend=backend, dtype=dtype)
+        for a in (A, np.ldexp(A, exponent))
+    )
+    np.testing.assert_allclose(found.value(), usual.value(), rtol=1e-6 if part < 0 else 1e-10)
+    value = np.ldexp(found.singular_value, -exponent)
+    assert_within(value, usual.singular_value, 1e-6 * usual.singular_value)
+
+
+@pytest.mark.parametrize("method", ["blocks", "oja"])
+def test_scale_that_changes_within_a_stream(backend, method):
+    """Rows that are small beside others do not count, wherever they come."""
+    rng = np.random.default_rng(0)
+    v = np.array([0.6, 0.8, 0.0, 0.0])
+    small = rng.standard_normal((512, 4)) * [9, 1, 1, 1]
+    large = np.outer(rng.standard_normal(512), v)
+    for of_small, of_large in ((1e-200, 1.0), (1.0, 1e200), (1e-200, 1e200), (0.0, 1e-250)):
+        rows = [of_small * small, of_large * large]
+        rising, falling = (
+            stream(chunks, 4, method=method, backend=backend) for chunks in (rows, rows[::-1])
+        )
+        assert abs(rising.value() @ v) > 0.99
+        assert abs(falling.value() @ v) > 0.99
+        size = of_large * np.linalg.norm(large)
+        assert size / 10 < rising.singular_value < 10 * size
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1e300])
+def test_scale_of_factorizations(backend, scale):
+    A = np.random.default_rng(0).standard_normal((500, 6))
+    for mode in ("reduced", "r"):
+        usual = sketched_qr(A, mode=mode, backend=backend)
+        found = sketched_qr(A * scale, mode=mode, backend=backend)
+        assert_within(found.R / scale, usual.R, 1e-11)
+        if mode == "reduced":
+            assert_within(found.Q, usual.Q, 1e-12)
+    assert_within(randomized_svd(A * scale, 3).s / scale, randomized_svd(A, 3).s, 1e-11)
+
+
+def test_factorizations_that_overflow():
+    A = np.full((500, 6), 1.7e308)
+    with pytest.raises(ValueError, match="A must be smaller"):
+        randomized_svd(A, 3)
+    with pytest.raises(ValueError, match="A must be smaller"):
+        sketched_qr(A)

@@ -429,7 +429,6 @@ def test_shapes_and_types():
     refuse("b", TypeError, b=GOOD_B.astype(np.float32))
     refuse("A", TypeError, A=sp.csr_array(GOOD_A.astype(int)))
     refuse("A", TypeError, A=aslinearoperator(GOOD_A.astype(complex)))
-    refuse("A", ValueError, A=np.full((8, 5), 1e200))
     refuse("x0", ValueError, x0=np.zeros(4))
     refuse("x0", ValueError, x0=np.full(5, NAN))
     refuse("x0", TypeError, x0=np.zeros(5, np.float32))
@@ -473,3 +472,51 @@ def test_metric_must_be_positive_definite(metric):
 
 def test_an_operator_must_have_a_transpose():
     refuse("A", TypeError, A=LinearOperator((8, 5), matvec=lambda v: GOOD_A @ v, dtype=float))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("form", ["array", "csr", "operator"])
+@pytest.mark.parametrize(
+    ("of_a", "of_b"), [(0, -565), (0, 565), (-665, -600), (665, 600), (997, 3)]
+)
+def test_scale(backend, method, form, of_a, of_b):
+    """A and b in other units."""
+    rng = np.random.default_rng(0)
+    A = matrix(rng, 40, 6, condition=2.0)
+    b = np.column_stack((A @ rng.standard_normal(6), A @ rng.standard_normal(6)))
+    options = {"method": method, "backend": backend}
+    usual = sketch_and_project(FORMS[form](A), b, **options)
+    scaled = FORMS[form](np.ldexp(A, of_a))
+    found = sketch_and_project(scaled, np.ldexp(b, of_b), **options)
+    assert found.converged
+    norms = np.linalg.norm(b, axis=0)
+    # Moderate is a range, so the units of the computation may differ, and with them its rounding.
+    assert_within(np.ldexp(found.x, of_a - of_b), usual.x, 1e-6)
+    if method != "extended":  # which may stop at a small gradient
+        assert (np.ldexp(found.residual_norm, -of_b) <= 1e-8 * norms).all()
+    residual = b - A @ np.ldexp(found.x, of_a - of_b)
+    assert_within(np.ldexp(found.residual, -of_b), residual, 1e-14)
+
+
+@pytest.mark.parametrize("size", [-400, 400])
+def test_answers_that_no_float_holds(size):
+    A = matrix(np.random.default_rng(0), 20, 4)
+    with pytest.raises(LinAlgError, match="cannot hold an x of that size"):
+        sketch_and_project(np.ldexp(A, -2 * size), np.ldexp(A[:, 0], 2 * size))
+    with pytest.raises(LinAlgError, match="overflowed"):
+        sketch_and_project(A.astype(np.float32) * 1e-30, A[:, 0].astype(np.float32) * 1e30)
+
+
+@pytest.mark.parametrize("method", ["kaczmarz", "block_kaczmarz", "extended"])
+@pytest.mark.parametrize("tol", [1e-4, 1e-6, 1e-9])
+def test_what_is_judged_is_returned(method, tol):
+    """Of float32 the rounded x, which has an error of its own."""
+    rng = np.random.default_rng(0)
+    A = matrix(rng, 60, 8, condition=30).astype(np.float32)
+    b = A @ rng.standard_normal(8).astype(np.float32)
+    found = quiet(A, b, method=method, tol=tol)
+    exact = b.astype(float) - A.astype(float) @ found.x
+    assert_within(found.residual_norm, np.linalg.norm(exact), 1e-12 * np.linalg.norm(b))
+    if method != "extended":
+        assert found.converged == (found.residual_norm <= tol * np.linalg.norm(b))
+        assert found.converged or tol < 1e-5

@@ -296,3 +296,21 @@ def test_shapes_and_types():
 )
 def test_options(name, value):
     refuse(name, **{name: value})
+
+
+@pytest.mark.parametrize("of_a", [-900, -600, 0, 600, 900])
+@pytest.mark.parametrize("of_b", [-900, -600, 0, 600, 900])
+def test_scale(of_a, of_b):
+    A, _, _, b = problem(0, "independent", n=40, d=60, k=2, noise=0.1)
+    usual = sparse_regression(A, b, 2)
+    scaled = np.ldexp(A, of_a), np.ldexp(b, of_b)
+    if abs(of_b - of_a) > 1000:
+        with pytest.raises(ValueError, match="for an x that float64 can hold"):
+            sparse_regression(*scaled, 2)
+        return
+    found = sparse_regression(*scaled, 2)
+    np.testing.assert_array_equal(found.support, usual.support)
+    size = np.abs(usual.x).max()
+    assert_within(np.ldexp(found.x, of_a - of_b), usual.x, 1e-10 * size)
+    assert_within(np.ldexp(found.residual_norm, -of_b), usual.residual_norm, 1e-10)
+    assert_within(np.ldexp(found.history["residual"], -of_b), usual.history["residual"], 1e-10)

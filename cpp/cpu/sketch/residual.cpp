@@ -22,7 +22,7 @@ struct Pass {
   const MatrixView<T>* R;
   std::int64_t k;
   bool gradient;
-  std::vector<double> x;  // the only column of X
+  const double* x;  // the only column of X
 
   // Entries of a workspace.
   std::int64_t space() const {
@@ -42,7 +42,7 @@ struct Pass {
       T* const r = R != nullptr ? &(*R)(i, 0) : nullptr;
       const std::int64_t b_stride = B != nullptr ? B->row_stride : 0, r_stride = R != nullptr ? R->row_stride : 0;
       if (columns_ready && !rows_ready) {
-        norm += kernels.column_residuals(A.data + i, A.col_stride, count, A.cols, x.data(), b, b_stride, r, r_stride, g,
+        norm += kernels.column_residuals(A.data + i, A.col_stride, count, A.cols, x, b, b_stride, r, r_stride, g,
                                          reinterpret_cast<double*>(memory));
         continue;
       }
@@ -53,7 +53,7 @@ struct Pass {
         rows = memory;
         stride = A.cols;
       }
-      norm += kernels.row_residuals(rows, stride, count, A.cols, x.data(), b, b_stride, r, r_stride, g);
+      norm += kernels.row_residuals(rows, stride, count, A.cols, x, b, b_stride, r, r_stride, g);
     }
     return norm;
   }
@@ -104,18 +104,21 @@ void residual_gradient(const Execution& exec, MatrixView<const T> A, MatrixView<
   std::fill_n(norms, k, 0.0);
   if (G != nullptr) std::fill_n(G, d * k, 0.0);
   if (n == 0 || k == 0) return;
-  Pass<T> pass{A, X, B, R, k, G != nullptr, {}};
+  const Buffer<double> x(d);
+  const Pass<T> pass{A, X, B, R, k, G != nullptr, x.data()};
   std::vector<T> wide;
   if (k == 1) {
-    for (std::int64_t j = 0; j < d; ++j) pass.x.push_back(static_cast<double>(X(j, 0)));
+    for (std::int64_t j = 0; j < d; ++j) x.data()[j] = static_cast<double>(X(j, 0));
   } else {
     for (std::int64_t j = 0; j < d; ++j)
       for (std::int64_t c = 0; c < k; ++c) wide.push_back(X(j, c));
   }
   const Slabs slabs(n, kBlock, d * k);
   const int n_threads = std::min(thread_count(exec, slabs.count), pass_threads(exec, n * d * k));
-  const std::int64_t own = d * k + k, space = (pass.space() + 15) / 16 * 16;
-  std::vector<double> sums(static_cast<std::size_t>(slabs.count * own), 0.0);
+  // On cache-line boundaries, as x: split, they would cost more than the conversion of float32.
+  const std::int64_t own = (d * k + k + 7) / 8 * 8, space = (pass.space() + 15) / 16 * 16;
+  const Buffer<double> sums(slabs.count * own);
+  std::fill_n(sums.data(), slabs.count * own, 0.0);
   const Buffer<T> spaces(n_threads * space);
   parallel_for(n_threads, slabs.count, [&](std::int64_t slab, int worker) {
     double* const g = sums.data() + slab * own;

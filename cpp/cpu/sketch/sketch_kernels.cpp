@@ -13,7 +13,7 @@ namespace {
 using namespace quadric::QUADRIC_LEVEL;
 
 constexpr std::uint32_t kSparseStream = 0, kDenseStream = 4;
-constexpr std::int64_t kAhead = 64, kNear = 4;  // rows that are fetched before they are needed
+constexpr std::int64_t kAhead = 64, kNear = 16;  // rows that are fetched before they are needed
 constexpr int kLineVectors = 64 / QUADRIC_VECTOR_BYTES;
 
 template <class T>
@@ -122,7 +122,7 @@ struct Scatter {
     const I<T> signs[2] = {sign_of<T>(0), sign_of<T>(1)};
     for (std::int64_t i = 0; i < rows; ++i) {
       const T* const a = A + i * stride;
-      for (int line = 0; line < lines; ++line) __builtin_prefetch(a + kNear * stride + line * kLineEntries<T>);
+      for (int line = 0; line < lines; ++line) __builtin_prefetch(a + kNear * stride + line * kLineEntries<T>, 0, 2);
       V<T> x[kVectors];
       for (int v = 0; v < kVectors; ++v) x[v] = loose(a + v * kLanes<T>);
       for (std::int64_t k = 0; k < nnz; ++k) {
@@ -139,6 +139,45 @@ template <class T>
 void scatter(const T* A, std::int64_t stride, std::int64_t rows, const std::int32_t* places, std::int64_t nnz,
              std::int64_t block, std::int64_t lines, T* sums) {
   with_lines(lines, Scatter<T>{A, stride, rows, places, nnz, block, sums});
+}
+
+// Adds R rows of A, the first of which is order[e], to a row of sums, and fetches those after them.
+template <int R, class T>
+inline void add_listed(const T* A, std::int64_t stride, const std::int32_t* order, std::int64_t e, std::int64_t end,
+                       std::int64_t d, T* sums) {
+  constexpr std::int64_t kSoon = 4, kLater = 16;  // rows ahead: fetched as a whole; one line, so that its page is known
+  const auto row = [&](std::int64_t k) { return A + (order[smaller(k, end - 1)] >> 1) * stride; };
+  const T *a[R], *next[R];
+  I<T> sign[R];
+  for (int r = 0; r < R; ++r) {
+    a[r] = row(e + r);
+    next[r] = row(e + r + kSoon);
+    sign[r] = sign_of<T>(order[e + r]);
+    __builtin_prefetch(row(e + r + kLater), 0, 2);
+  }
+  std::int64_t j = 0;
+  for (; j + kLanes<T> <= d; j += kLanes<T>) {
+    V<T> sum = loose(sums + j);
+    for (int r = 0; r < R; ++r) {
+      __builtin_prefetch(next[r] + j, 0, 2);
+      sum += flip<T>(loose(a[r] + j), sign[r]);
+    }
+    loose(sums + j) = sum;
+  }
+  for (; j < d; ++j)
+    for (int r = 0; r < R; ++r) sums[j] += (order[e + r] & 1) != 0 ? -a[r][j] : a[r][j];
+}
+
+template <class T>
+void gather(const T* A, std::int64_t stride, const std::int32_t* order, const std::int32_t* starts, std::int64_t rows,
+            std::int64_t d, T* out, std::int64_t out_stride) {
+  const std::int64_t end = starts[rows];
+  for (std::int64_t r = 0; r < rows; ++r) {
+    std::int64_t e = starts[r];
+    for (; e + 4 <= starts[r + 1]; e += 4) add_listed<4>(A, stride, order, e, end, d, out + r * out_stride);
+    for (; e + 2 <= starts[r + 1]; e += 2) add_listed<2>(A, stride, order, e, end, d, out + r * out_stride);
+    if (e < starts[r + 1]) add_listed<1>(A, stride, order, e, end, d, out + r * out_stride);
+  }
 }
 
 template <class T>
@@ -379,8 +418,11 @@ double row_residuals(const T* A, std::int64_t stride, std::int64_t rows, std::in
   std::int64_t i = 0;
   const auto b_at = [&] { return b == nullptr ? nullptr : b + i * b_stride; };
   const auto r_at = [&] { return r == nullptr ? nullptr : r + i * r_stride; };
-  for (; i + kRows <= rows; i += kRows)
+  for (; i + kRows <= rows; i += kRows) {
+    // The stores to g would wait for a line of r that is not there.
+    if (r != nullptr) __builtin_prefetch(r + (i + kAhead) * r_stride, 1);
     norm += residuals_of_rows<kRows>(A + i * stride, stride, ahead, d, x, b_at(), b_stride, r_at(), r_stride, g);
+  }
   for (; i < rows; ++i)
     norm += residuals_of_rows<1>(A + i * stride, stride, ahead, d, x, b_at(), b_stride, r_at(), r_stride, g);
   return norm;
@@ -448,9 +490,9 @@ const DrawKernels& draw_kernels() {
 
 template <class T>
 const SketchKernels<T>& sketch_kernels() {
-  static constexpr SketchKernels<T> kernels = {
-      pack<T>,     scatter<T>,    adjoint<T>,       transform<T>,        transform_groups<T>, add_samples<T>,
-      gaussian<T>, rademacher<T>, row_residuals<T>, column_residuals<T>, project<T>};
+  static constexpr SketchKernels<T> kernels = {pack<T>,       scatter<T>,          gather<T>,           adjoint<T>,
+                                               transform<T>,  transform_groups<T>, add_samples<T>,      gaussian<T>,
+                                               rademacher<T>, row_residuals<T>,    column_residuals<T>, project<T>};
   return kernels;
 }
 template const SketchKernels<float>& sketch_kernels<float>();

@@ -44,6 +44,10 @@ struct SketchKernels {
   // apart.
   void (*scatter)(const T* A, std::int64_t stride, std::int64_t rows, const std::int32_t* places, std::int64_t nnz,
                   std::int64_t block, std::int64_t lines, T* sums);
+  // Row r of out += +-(row order[e] / 2 of A) for e from starts[r] to starts[r + 1], one after the other, for `rows`
+  // rows of out; minus for odd order[e].
+  void (*gather)(const T* A, std::int64_t stride, const std::int32_t* order, const std::int32_t* starts,
+                 std::int64_t rows, std::int64_t d, T* out, std::int64_t out_stride);
   // Row i of out = sum_k +-(row places[k rows + i] / 2 of block k of B), rows of d contiguous entries.
   void (*adjoint)(const T* B, std::int64_t d, const std::int32_t* places, std::int64_t nnz, std::int64_t block,
                   std::int64_t rows, T* out);

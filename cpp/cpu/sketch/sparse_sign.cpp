@@ -17,7 +17,11 @@ constexpr std::int64_t kPanel = 1 << 13;
 constexpr std::int64_t kPiece = 256;     // whose places are drawn together
 constexpr std::int64_t kSums = 1 << 22;  // bytes of a tile
 
-constexpr std::int64_t kEntries = 1 << 19;  // of S that are known at a time, for sparse A
+// Rows of A that are sorted together: a few for each row of S A, and no more, since memory is slower the farther apart
+// the rows lie that are read one after the other.
+constexpr std::int64_t kTogether = 8, kFewest = 1 << 10;
+
+constexpr std::int64_t kEntries = 1 << 19;  // of S that are known at a time, for sorted rows and sparse A
 
 void check(std::int64_t m, std::int64_t nnz, const Place& place) {
   QUADRIC_REQUIRE(nnz >= 1, "nnz must be at least 1");
@@ -49,6 +53,44 @@ void add_tile(const MatrixView<const T>& A, const Tiles<T>& tiles, std::int64_t 
   kernels.scatter(copies, width, end - begin, places, nnz, block, lines, sums);
 }
 
+// The numbers of the rows that go to one row of S A after those that go to the one before, each in order.
+void sort_places(const std::int32_t* places, std::int64_t rows, std::int64_t m, std::int32_t* order,
+                 std::int32_t* starts) {
+  // The rows for r begin at starts[r + 1] until they are entered, and then those for r + 1.
+  std::fill_n(starts, m + 2, 0);
+  for (std::int64_t i = 0; i < rows; ++i) ++starts[(places[i] >> 1) + 2];
+  for (std::int64_t r = 2; r <= m; ++r) starts[r] += starts[r - 1];
+  for (std::int64_t i = 0; i < rows; ++i)
+    order[starts[(places[i] >> 1) + 1]++] = static_cast<std::int32_t>(2 * i | (places[i] & 1));
+}
+
+// One entry in each column of S and long rows of A: those that go to one row of S A are read together, so that its sums
+// are loaded and stored once for all of them, while A still comes in whole rows.
+template <class T>
+void add_sorted(const Execution& exec, const MatrixView<const T>& A, const Place& place, const MatrixView<T>& out) {
+  const std::int64_t n = A.rows, m = out.rows, panel = std::min(n, std::clamp(kTogether * m, kFewest, kEntries));
+  const std::int64_t most = std::min(ceil_div(n, panel), kEntries / panel);
+  const int n_threads = std::min(pass_threads(exec, n * A.cols), thread_count(exec, m));
+  const Buffer<std::int32_t> orders(most * panel), starts(most * (m + 2)), places(n_threads * panel);
+  for (std::int64_t begin = 0; begin < n; begin += most * panel) {
+    const std::int64_t count = std::min(most, ceil_div(n - begin, panel));
+    const auto first = [&](std::int64_t p) { return begin + p * panel; };
+    parallel_for(n_threads, count, [&](std::int64_t p, int worker) {
+      const std::int64_t rows = std::min(panel, n - first(p));
+      std::int32_t* const own = places.data() + worker * panel;
+      find_places(place, first(p), rows, 1, m, own);
+      sort_places(own, rows, m, orders.data() + p * panel, starts.data() + p * (m + 2));
+    });
+    parallel_for(n_threads, n_threads, [&](std::int64_t share, int) {
+      const std::int64_t low = m * share / n_threads, high = m * (share + 1) / n_threads;
+      for (std::int64_t p = 0; p < count; ++p)
+        sketch_kernels<T>().gather(A.data + first(p) * A.row_stride, A.row_stride, orders.data() + p * panel,
+                                   starts.data() + p * (m + 2) + low, high - low, A.cols,
+                                   out.data + low * out.row_stride, out.row_stride);
+    });
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -57,6 +99,8 @@ void sparse_sign(const Execution& exec, MatrixView<const T> A, Place place, std:
   check(m, nnz, place);
   QUADRIC_REQUIRE(out.cols == A.cols, "out must have the columns of A");
   if (A.empty() || m == 0) return;
+  // Rows of a single tile come whole anyway.
+  if (nnz == 1 && A.col_stride == 1 && A.cols > kMostLines * kLineEntries<T>) return add_sorted(exec, A, place, out);
   const int n_threads = column_threads<T>(exec, A.cols, n * A.cols * nnz);
   const std::int64_t block = m / nnz;
   const Tiles<T> tiles(A.cols, most_lines(m, kSums), n_threads);

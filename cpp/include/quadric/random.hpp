@@ -14,7 +14,8 @@ struct Stream {
   std::uint32_t number = 0;
 };
 
-// Blocks [first, first + blocks) of four words each: Philox 4x32-10 (Salmon et al., SC'11).
+// Blocks [first, first + blocks) of four words each: Philox 4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random
+// numbers: as easy as 1, 2, 3", SC 2011). 20 products of 32-bit numbers a block, one write of out.
 QUADRIC_API void philox(const Execution& exec, Stream stream, std::uint64_t first, std::int64_t blocks,
                         std::uint32_t* out);  // blocks x 4
 

@@ -10,6 +10,13 @@
 //
 // Transport. C = [[0, 1], [1, 0]], masses 1/2 and reg 1: the plan is p on the diagonal and p / e beside it with
 // p (1 + 1 / e) = 1/2, and it costs 2 p / e = 1 / (1 + e).
+//
+// Sketch. Whole numbers throughout, so that most results are exact.
+//   signs:     S A = (+-3 +-4) for A = (3, 4), and <S A, B> = <A, S^T B>.
+//   Hadamard:  H_4 (1, 2, 3, 4) = (10, -2, -4, 0), and |H_8 D x|^2 = 8 |x|^2 = 8 * 204 for x = (1, ..., 8).
+//   Gram:      A = [[1, 2], [3, 4]] and M = [[1, 1], [0, 1]]: A M = [[1, 3], [3, 7]], whose rows have the squared norms
+//              10 and 58 and whose Gram matrix is [[10, 24], [24, 58]]; A^T diag(4, -1) A = [[-5, -4], [-4, 0]].
+//   Kaczmarz:  the point of 3 x + 4 y = 10 that is nearest to 0 is (1.2, 1.6).
 #include <quadric/blas_fortran.hpp>
 #include <quadric/linalg.hpp>
 #include <quadric/random.hpp>
@@ -173,10 +180,93 @@ void check_sketch(double tolerance) {
   expect(norm[0] < tolerance && std::abs(g[0]) < tolerance, "a solution has no residual");
 }
 
+template <class T>
+void check_signs() {
+  using namespace quadric;
+  const Execution exec;
+  const std::int64_t n = 40, m = 16, nnz = 4;
+  T a[n], b[m], s[m] = {}, sparse[m] = {}, back[n];
+  std::int32_t starts[n + 1] = {};
+  std::int32_t columns[n] = {};
+  for (std::int64_t i = 0; i < n; ++i) {
+    a[i] = static_cast<T>(i % 5 + 1);
+    starts[i + 1] = static_cast<std::int32_t>(i + 1);
+  }
+  for (std::int64_t i = 0; i < m; ++i) b[i] = static_cast<T>(i % 3 - 1);
+  const sketch::Place place{7, 0};
+  sketch::sparse_sign<T>(exec, MatrixView<const T>(a, n, 1), place, nnz, MatrixView<T>(s, m, 1));
+  const sketch::SparseRows<T, std::int32_t> rows{n, starts, columns, a};
+  sketch::sparse_sign_csr<T>(exec, rows, place, nnz, MatrixView<T>(sparse, m, 1));
+  sketch::sparse_sign_rows<T>(exec, MatrixView<const T>(b, m, 1), place, nnz, MatrixView<T>(back, n, 1));
+  T left = 0, right = 0;
+  bool same = true;
+  for (std::int64_t i = 0; i < m; ++i) left += s[i] * b[i], same = same && s[i] == sparse[i];
+  for (std::int64_t i = 0; i < n; ++i) right += a[i] * back[i];
+  expect(same, "a sparse matrix has the sketch of a dense one");
+  expect(left == right, "S and its adjoint");
+
+  T entries[2 * m], c[] = {3, 4}, out[m] = {};
+  sketch::dense_entries<T>(exec, 0, place, m, sketch::Entries::rademacher, MatrixView<T>(entries, m, 2));
+  sketch::dense<T>(exec, MatrixView<const T>(c, 2, 1), place, sketch::Entries::rademacher, MatrixView<T>(out, m, 1));
+  bool exact = true;
+  for (std::int64_t i = 0; i < m; ++i)
+    exact = exact && std::abs(entries[2 * i]) == 1 && std::abs(entries[2 * i + 1]) == 1 &&
+            out[i] == 3 * entries[2 * i] + 4 * entries[2 * i + 1];
+  expect(exact, "a dense sketch of signs");
+}
+
+template <class T>
+void check_hadamard() {
+  using namespace quadric;
+  const Execution exec;
+  T x[] = {1, 2, 3, 4};
+  sketch::fwht<T>(exec, {x, 1, 4, 1, 4, 1, 1});
+  expect(x[0] == 10 && x[1] == -2 && x[2] == -4 && x[3] == 0, "a Walsh-Hadamard transform");
+
+  const T a[] = {1, 2, 3, 4, 5, 6, 7, 8};
+  const std::int64_t samples[] = {5, 0, 7, 2, 1, 4, 6, 3};
+  T out[8] = {}, squares = 0;
+  sketch::srht<T>(exec, MatrixView<const T>(a, 8, 1), {3, 0}, 4, samples, MatrixView<T>(out, 8, 1));
+  for (const T value : out) squares += value * value;
+  expect(squares == 8 * 204, "all rows of a Hadamard transform keep the length");
+}
+
+template <class T>
+void check_gram(double tolerance) {
+  using namespace quadric;
+  const Execution exec;
+  const T a[] = {1, 2, 3, 4};
+  const double m[] = {1, 1, 0, 1}, w[] = {4, -1};
+  const MatrixView<const T> A(a, 2, 2);
+  double g[4], norms[2];
+  sketch::preconditioned_gram<T>(exec, A, m, g);
+  expect(g[0] == 10 && g[1] == 24 && g[2] == 24 && g[3] == 58, "a preconditioned Gram matrix");
+  sketch::weighted_gram<T>(exec, A, w, g);
+  expect(g[0] == -5 && g[1] == -4 && g[2] == -4 && g[3] == 0, "a weighted Gram matrix");
+  sketch::row_norms<T>(exec, A, MatrixView<const double>(m, 2, 2), norms);
+  expect(norms[0] == 10 && norms[1] == 58, "norms of rows");
+
+  const T row[] = {3, 4};
+  const double y[] = {10}, square[] = {25};
+  const std::int64_t order[] = {0};
+  const std::int32_t starts[] = {0, 2}, columns[] = {0, 1};
+  double x[2] = {}, z[2] = {};
+  const sketch::Projections projections{y, square, order, 1, 1.0};
+  sketch::kaczmarz<T>(MatrixView<const T>(row, 1, 2), projections, MatrixView<double>(x, 1, 2));
+  sketch::kaczmarz_csr<T, std::int32_t>({1, starts, columns, row}, projections, MatrixView<double>(z, 1, 2));
+  expect(std::abs(x[0] - 1.2) < tolerance && std::abs(x[1] - 1.6) < tolerance, "a projection onto a row");
+  expect(std::abs(z[0] - 1.2) < tolerance && std::abs(z[1] - 1.6) < tolerance, "and onto a sparse one");
+}
+
 void check_random() {
-  std::uint32_t words[4];
-  quadric::random::philox({}, {0, 0}, 0, 1, words);
-  expect(words[0] == 0x6627e8d5 && words[3] == 0x9b00dbd8, "the published words of Philox");
+  std::uint32_t words[8], second[4];
+  quadric::random::philox({}, {0, 0}, 0, 2, words);
+  quadric::random::philox({}, {0, 0}, 1, 1, second);
+  expect(words[0] == 0x6627e8d5 && words[1] == 0xe169c58d && words[2] == 0xbc57ac4c && words[3] == 0x9b00dbd8,
+         "the published words of Philox");
+  bool same = true;
+  for (int i = 0; i < 4; ++i) same = same && words[4 + i] == second[i];
+  expect(same, "a part of its stream");
 }
 
 }  // namespace
@@ -193,5 +283,11 @@ int main() {
   check_random();
   check_sketch<float>(1e-6);
   check_sketch<double>(1e-15);
+  check_signs<float>();
+  check_signs<double>();
+  check_hadamard<float>();
+  check_hadamard<double>();
+  check_gram<float>(1e-6);
+  check_gram<double>(1e-15);
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

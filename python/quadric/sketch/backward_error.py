@@ -8,7 +8,7 @@ from scipy.linalg import lapack
 from quadric import arrays, checks, threads
 from quadric.arrays import Array
 from quadric.random.philox import Seed, resolve_seed
-from quadric.sketch import cost_model
+from quadric.sketch import cost_model, scaling
 from quadric.sketch.karlson_walden import Estimate
 from quadric.sketch.lstsq_factor import Factor, factorize, of_triangle, sketch
 from quadric.sketch.lstsq_passes import Passes
@@ -75,7 +75,7 @@ def lstsq_backward_error(
         eta = phi / |r| |(A^T A + phi^2 I)^(-1/2) A^T r| / |A|_F
 
     Two reads of A, the sketch included. ``A^T r`` is computed in the precision of A, so results
-    below a unit of roundoff say that there is nothing left to gain, and no more.
+    below a unit of roundoff, also 0, say that there is nothing left to gain, and no more.
 
     References
     ----------
@@ -126,6 +126,7 @@ def lstsq_backward_error(
         operator = make_operator("sparse_sign", m, n, 8, seed, passes)
 
     factor = _factor(passes, sides, operator)
+    sides, point = _moderate(sides, point, float(factor.norms.max()))
     with threads.blas_limit(1):
         if exact and operator is not None:
             factor = _exact(passes, factor)
@@ -140,6 +141,16 @@ def lstsq_backward_error(
     if b.ndim == 1:
         return float(error[0])
     return arrays.like(b)(error)
+
+
+def _moderate(b: np.ndarray, x: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return b and x over a power of two, which changes no error; |b| and |A| |x| are moderate."""
+    products = np.frexp(scaling.largest(x))[1] + np.frexp(size)[1]
+    bound = np.where(x.any(axis=0), products, np.frexp(scaling.largest(b))[1])
+    bound = np.where(b.any(axis=0), np.maximum(bound, np.frexp(scaling.largest(b))[1]), bound)
+    if (np.abs(bound) < np.finfo(b.dtype).maxexp // 4).all():
+        return b, x
+    return np.ldexp(b, -bound), np.ldexp(x, -bound)
 
 
 def _factor(passes: Passes, b: np.ndarray, operator: Any) -> Factor:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import fft
 
-from quadric import random, threads
+from quadric import backends, random, threads
 from quadric.random.philox import Seed
 from quadric.sketch.operator import SketchingOperator, check_shape, float_type
 from quadric.sketch.signs import CIRCULANT, SIGNS, signs
@@ -178,6 +178,7 @@ def circulant(
     True
     """
     m, n = check_shape(m, n)
+    backends.resolve("random.philox", backend)
     threads.resolve(n_threads)
     return SubsampledCirculant(
         m=m,

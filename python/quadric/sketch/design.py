@@ -14,7 +14,7 @@ from quadric.errors import LinAlgError
 from quadric.random.philox import Seed, resolve_seed
 from quadric.sketch import draws, inputs
 from quadric.sketch.dpp import ProjectionDPP
-from quadric.sketch.row_sample import categorical
+from quadric.sketch.row_sample import categorical, summable
 from quadric.sketch.rows import check_rows
 
 Rule = Literal["optimal", "dpp", "repeated_dpp"]
@@ -230,6 +230,6 @@ def _masses(measure: Array, n: int) -> np.ndarray:
         raise ValueError(f"measure must not be negative, got {m[i]:.6g} at index ({i},)")
     if not m.any():
         raise ValueError("measure must have a mass above 0, got only zeros")
-    m = m.astype(np.float64)
-    result: np.ndarray = m * (n / m.sum())
+    m = summable(m.astype(np.float64))
+    result: np.ndarray = m / m.mean()
     return result

@@ -17,6 +17,22 @@ def is_sparse(x: Any) -> bool:
     return bool(sparse.issparse(x))
 
 
+def listed(x: Any, name: str) -> Any:
+    """Return the array that a list of floats stands for, and anything else as it is.
+
+    For functions that have a namesake in SciPy, which takes lists.
+    """
+    if not isinstance(x, list | tuple):
+        return x
+    try:
+        found = np.asarray(x)
+    except ValueError as error:
+        raise ValueError(f"{name} must have rows of one length: {error}") from None
+    if found.dtype.kind in "biu" and found.size:
+        raise TypeError(f"{name} must hold floats: np.array({name}, float) converts it")
+    return found
+
+
 def rows_of(x: Array, name: str) -> Rows:
     """Return a matrix (n, d), or a vector as one of one column, without copying dense entries.
 
@@ -71,9 +87,20 @@ def wrapper(x: Array) -> Any:
     return arrays.like(np.empty(0) if is_sparse(x) else x)
 
 
-def finite(x: Rows, name: str) -> None:
-    """Refuse NaN and Inf."""
-    checks.finite(x if isinstance(x, np.ndarray) else x.data, name)
+def finite(x: Any, name: str) -> None:
+    """Refuse NaN and Inf in an array or a matrix in CSR or CSC."""
+    if isinstance(x, np.ndarray):
+        checks.finite(x, name)
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(x.data.sum()):
+            return
+    bad = np.flatnonzero(~np.isfinite(x.data[: x.indptr[-1]]))
+    if bad.size:
+        k = int(bad[0])
+        at = int(np.searchsorted(x.indptr, k, side="right")) - 1, int(x.indices[k])
+        where = at if x.format == "csr" else at[::-1]
+        raise ValueError(f"{name} must be finite, got {x.data[k]} at index {where}")
 
 
 def finite_result(out: np.ndarray, name: str, *inputs: tuple[Rows, str]) -> None:

@@ -17,6 +17,7 @@ from quadric.errors import ConvergenceWarning, LinAlgError
 from quadric.progress import bar
 from quadric.random import resolve_seed
 from quadric.random.philox import Seed
+from quadric.sketch import scaling
 from quadric.sketch.linear_system import Floats
 from quadric.sketch.sketch_and_project import sketch_and_project
 
@@ -47,6 +48,7 @@ GROWTH = 1.5  # of the penalty parameters
 CURVATURE = 0.1  # least eigenvalue of the reduced Hessian after a correction
 LEAST_DELTA = 1e-6  # of the accuracy condition, as rounding forbids more
 LARGEST_PENALTY = 1e8
+LARGEST_PSI = 1e150  # its square is still a number
 HALVINGS = 50
 EPS = float(np.finfo(np.float64).eps)
 
@@ -262,9 +264,9 @@ def sketched_newton_kkt(
         rows: list[tuple[Any, ...]] = []
         begin = time.perf_counter()
         message = "the tolerance was reached"
-        while point.error > tol:
+        while (error := problem.error(point)) > tol:
             if show is not None:
-                show(len(rows), point.error, tol)
+                show(len(rows), error, tol)
             if len(rows) == most:
                 message = f"max_iter={most} steps were made"
                 break
@@ -277,10 +279,10 @@ def sketched_newton_kkt(
             seconds = time.perf_counter() - begin
             rows.append(
                 (
-                    point.error,
-                    point.f,
-                    float(np.linalg.norm(point.c)),
-                    merit,
+                    error,
+                    float(np.ldexp(point.f, problem.of_f)),
+                    scaling.norm(np.ldexp(point.c, problem.of_c)),
+                    float(np.ldexp(merit, problem.of_f)),
                     length,
                     step.accuracy,
                     step.inner,
@@ -292,20 +294,20 @@ def sketched_newton_kkt(
             )
             point = following
     history = np.array(rows, HISTORY)
-    converged = bool(point.error <= tol)
+    converged = error <= tol
     if not converged:
         warnings.warn(
-            f"sketched_newton_kkt stopped at a KKT error of {point.error:.3g}, above"
+            f"sketched_newton_kkt stopped at a KKT error of {error:.3g}, above"
             f" tol={tol:g}: {message}",
             ConvergenceWarning,
             stacklevel=2,
         )
     return NewtonKktResult(
         arrays.like(x0)(point.x),
-        point.y,
-        point.f,
-        point.c,
-        point.error,
+        problem.multipliers(point.y),
+        float(np.ldexp(point.f, problem.of_f)),
+        np.ldexp(point.c, problem.of_c),
+        error,
         len(rows),
         int(history["inner"].sum()),
         int(history["direct"].sum()),
@@ -336,7 +338,7 @@ class _Point:
 
     @property
     def error(self) -> float:
-        return float(np.linalg.norm(self.kkt))
+        return scaling.norm(self.kkt)
 
     def merit(self, eta_1: float, eta_2: float) -> float:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -366,7 +368,10 @@ class _Step:
 
 
 class _Problem:
-    """The caller's functions, with their answers checked."""
+    """The caller's functions, with their answers checked, f over 2^of_f and c over 2^of_c.
+
+    The exponents are 0 unless the squares of derivatives at the start could over- or underflow.
+    """
 
     def __init__(
         self,
@@ -379,6 +384,7 @@ class _Problem:
     ) -> None:
         self._f, self._gradient, self._hessian = f, gradient, hessian
         self._c, self._jacobian, self._wrap = c, jacobian, wrap
+        self.of_f = self.of_c = 0
 
     def first(self, x: Floats, multipliers: Array | None) -> _Point:
         """Return the start; its multipliers are those of least squares if none are given."""
@@ -386,19 +392,22 @@ class _Problem:
         m = np.atleast_1d(_values(self._c(shown), "c")).size
         if not 1 <= m <= len(x):
             raise ValueError(f"c must return between 1 and {len(x)} values, got {m}")
-        y = np.zeros(m)
-        if multipliers is not None:
-            y = checks.vector(multipliers, "multipliers0", m, np.dtype(np.float64), "x0").copy()
-        point = self.at(x, y)
+        point = self.at(x, np.zeros(m))
         for name, value in (("c", point.c), ("jacobian", point.J), ("gradient", point.slope)):
             if not np.isfinite(value).all():
                 raise ValueError(f"{name} must return finite values at x0, got NaN or Inf")
         if not math.isfinite(point.f):
             raise ValueError(f"f must return a finite number at x0, got {point.f}")
+        self.of_f = scaling.exponent(float(np.abs(point.slope).max()), np.float64, power=4)
+        self.of_c = scaling.exponent(float(np.abs(point.J).max()), np.float64, power=4)
+        if self.of_f or self.of_c:
+            point = self.at(x, point.y)
         if multipliers is None:
             y = np.asarray(np.linalg.lstsq(point.J.T, -point.slope)[0], np.float64)
-            point = replace(point, y=y, slope=point.slope + point.J.T @ y)
-        return point
+        else:
+            y = checks.vector(multipliers, "multipliers0", m, np.dtype(np.float64), "x0")
+            y = np.ldexp(y, self.of_c - self.of_f)
+        return replace(point, y=y, slope=point.slope + point.J.T @ y)
 
     def at(self, x: Floats, y: Floats) -> _Point:
         shown = self._wrap(x)
@@ -410,12 +419,31 @@ class _Problem:
         J = _values(self._jacobian(shown), "jacobian", (m, d))
         slope = _values(self._gradient(shown), "gradient", (d,))
         with np.errstate(over="ignore", invalid="ignore"):  # the line search comes back from there
+            if self.of_f or self.of_c:
+                value, slope = (np.ldexp(v, -self.of_f) for v in (value, slope))
+                c, J = (np.ldexp(v, -self.of_c) for v in (c, J))
             slope = slope + J.T @ y
         return _Point(x, y, float(value.reshape(())), c, J, slope)
 
+    def multipliers(self, y: Floats) -> Floats:
+        """Return the multipliers of the functions as they are."""
+        found = scaling.restored(y, np.array(self.of_f - self.of_c), np.float64)
+        if found is None:
+            raise LinAlgError("c and f must be nearer in size: float64 cannot hold the multipliers")
+        return found
+
+    def error(self, p: _Point) -> float:
+        """Return ``||(grad L, c)||`` of the functions as they are."""
+        if not (self.of_f or self.of_c):
+            return p.error
+        with np.errstate(over="ignore", under="ignore"):
+            parts = np.ldexp(p.slope, self.of_f), np.ldexp(p.c, self.of_c)
+        return scaling.norm(np.concatenate(parts))
+
     def hessian(self, p: _Point) -> Floats:
         d = len(p.x)
-        H = _values(self._hessian(self._wrap(p.x), p.y), "hessian", (d, d))
+        H = _values(self._hessian(self._wrap(p.x), self.multipliers(p.y)), "hessian", (d, d))
+        H = np.ldexp(H, -self.of_f) if self.of_f else H
         if not np.isfinite(H).all():
             raise ValueError("hessian must return finite values, got NaN or Inf")
         if np.abs(H - H.T).max() > 1e-8 * np.abs(H).max():
@@ -461,7 +489,14 @@ def _direction(problem: _Problem, p: _Point, state: _State, solver: _Solver, the
     K = np.block([[B, p.J.T], [p.J, np.zeros((m, m))]])
     rhs, error = -p.kkt, p.error
     size_B, size_J, size_H = (float(np.linalg.norm(M, 2)) for M in (B, p.J, H))
-    psi = 20 * max(size_B**2, 1.0) / (min(least**2, 1.0) * min(curvature, 1.0))
+    with np.errstate(over="ignore", under="ignore", divide="ignore"):
+        spread = np.square([size_B, least])
+        psi = float(20 * max(spread[0], 1.0) / (min(spread[1], 1.0) * min(curvature, 1.0)))
+    if not psi < LARGEST_PSI:
+        raise LinAlgError(
+            "hessian and jacobian must be nearer 1 in size, got norms of"
+            f" {size_H:.3g} and {size_J:.3g}: scale the variables, f or c"
+        )
     growth = max(size_J, size_H, 1.0)
     size_K = float(np.linalg.norm(K, 2))
 

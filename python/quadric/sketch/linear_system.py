@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 
 from quadric import arrays, checks
-from quadric.sketch.inputs import dense_of, rows_of
+from quadric.sketch import scaling
+from quadric.sketch.inputs import dense_of, finite, rows_of
 
 Array: TypeAlias = NDArray[Any]
 Floats: TypeAlias = NDArray[np.float64]
@@ -58,6 +59,14 @@ class LinearSystem(ABC):
         """The squared norms of the rows, which are not finite if an entry of A is not."""
 
     @abstractmethod
+    def largest(self) -> float:
+        """The largest absolute value of an entry."""
+
+    @abstractmethod
+    def scaled(self, exponent: int) -> "LinearSystem":
+        """The matrix 2^exponent A."""
+
+    @abstractmethod
     def check_finite(self, name: str) -> None:
         """Refuse a matrix with an entry that is not finite."""
 
@@ -95,6 +104,12 @@ class DenseSystem(LinearSystem):
     def row_norms(self) -> Floats:
         with np.errstate(over="ignore", invalid="ignore"):
             return np.asarray(np.einsum("ij,ij->i", self.A, self.A, dtype=np.float64))
+
+    def largest(self) -> float:
+        return float(scaling.largest(self.A).max())
+
+    def scaled(self, exponent: int) -> LinearSystem:
+        return DenseSystem(np.ldexp(self.A, exponent))
 
     def check_finite(self, name: str) -> None:
         checks.finite(self.A, name)
@@ -136,8 +151,15 @@ class SparseSystem(LinearSystem):
             )
             return np.asarray(squares.sum(axis=1), np.float64).reshape(-1)
 
+    def largest(self) -> float:
+        return float(scaling.largest(self.A.data[: self.A.nnz]))
+
+    def scaled(self, exponent: int) -> LinearSystem:
+        data = np.ldexp(self.A.data, exponent)
+        return SparseSystem(sp.csr_array((data, self.A.indices, self.A.indptr), self.A.shape))
+
     def check_finite(self, name: str) -> None:
-        checks.finite(self.A.data, name)
+        finite(self.A, name)
 
 
 class OperatorSystem(LinearSystem):
@@ -172,6 +194,13 @@ class OperatorSystem(LinearSystem):
             for part, rows in self._pieces():
                 norms[part] = np.einsum("ij,ij->i", rows, rows)
         return norms
+
+    def largest(self) -> float:
+        return max(float(np.abs(rows).max()) for _, rows in self._pieces())
+
+    def scaled(self, exponent: int) -> LinearSystem:
+        half = exponent // 2  # 2^exponent itself may overflow
+        return OperatorSystem(self.A * 2.0**half * 2.0 ** (exponent - half))
 
     def check_finite(self, name: str) -> None:
         with np.errstate(over="ignore", invalid="ignore"):

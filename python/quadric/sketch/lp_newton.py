@@ -1,7 +1,8 @@
 """Newton's method for l_p regression, with a proof of how far the value is from the smallest."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import linalg
@@ -98,6 +99,18 @@ def minimize(
             smoothing = max(_SHRINK * smoothing, _LEAST)
     gap = max(1 - bound / least, 0.0) if least > 0 else 0.0
     return Minimum(best, unit * least, gap, converged, iteration)
+
+
+def rounded(found: Minimum, norm: float, tol: float, size: float, dtype: Any) -> Minimum:
+    """Return what a minimum is worth after its x was rounded to a dtype, with this norm then.
+
+    `size` is the norm of b, whose rounding the residual has.
+    """
+    bound = (1 - found.gap) * found.norm
+    noise = 8 * float(np.finfo(dtype).eps) * size
+    gap = 0.0 if norm <= noise else max(1 - bound / norm, 0.0)
+    converged = found.converged and norm - bound <= max(tol * norm, noise)
+    return replace(found, norm=norm, gap=gap, converged=converged)
 
 
 def norm_p(r: np.ndarray, p: float) -> float:

@@ -31,7 +31,8 @@ class LpResult:
         ``||A x - b||_p`` over all rows.
     gap : float
         Without sampling: no x has a norm below ``(1 - gap) objective``, which is proved by a dual
-        solution. With sampling: the same for the sampled problem.
+        solution. With sampling: the same for the sampled problem. Of x as it is here, rounded to
+        its dtype; 0 where a residual is all rounding.
     iterations : int
         Newton steps.
     sampled_rows : array of int64, shape (m,), or None
@@ -39,7 +40,7 @@ class LpResult:
     weights : array of float64, shape (m,), or None
         What they were multiplied by.
     converged : bool
-        Whether the gap is below the tolerance.
+        Whether the gap is below the tolerance, or below what rounding of x in its dtype makes of b.
     """
 
     x: Array
@@ -176,7 +177,13 @@ def lp_regression(
         start, rest = _least_squares(part, basis, M, target)
         least = lp_newton.minimize(basis, rest, p, tol, max_iter, lp_newton.norm_p(target, p))
         x = (start + M @ least.z).astype(rows.dtype)
-        residual = right - rows.times(x.astype(np.float64), np.float64)
+        wide = x.astype(np.float64)
+        residual = right - rows.times(wide, np.float64)
+        if rows.dtype != np.float64:
+            left = residual if indices is None else target - part.times(wide, np.float64)
+            least = lp_newton.rounded(
+                least, lp_newton.norm_p(left, p), tol, lp_newton.norm_p(target, p), rows.dtype
+            )
     if not least.converged:
         warnings.warn(
             f"lp_regression stopped after {least.iterations} iterations with a relative gap of "

@@ -9,6 +9,7 @@ from quadric import arrays, checks
 from quadric.arrays import Array
 from quadric.progress import bar
 from quadric.random.philox import Seed, resolve_seed
+from quadric.sketch import inputs
 from quadric.sketch.lstsq_passes import Passes, is_sparse
 from quadric.sketch.lstsq_results import LstsqResult
 from quadric.sketch.lstsq_solve import DENSE, OPERATORS, Options, solve
@@ -51,9 +52,9 @@ def lstsq(
 
     Parameters
     ----------
-    A : array or sparse matrix, shape (n, d)
+    A : array, list of lists of float, or sparse matrix, shape (n, d)
         float32 or float64, any strides; CSR and CSC of SciPy, other sparse formats are converted.
-    b : array, shape (n,) or (n, k)
+    b : array or list, shape (n,) or (n, k)
         One right-hand side or k of them, of the dtype of A.
     cond : float, optional
         SciPy's word for `rcond`.
@@ -124,7 +125,8 @@ def lstsq(
         below d or above n, `guarantee` is asked of a sparse sketch, a method does not go with
         ``n < d``, or a number is out of range.
     TypeError
-        If a dtype is neither float32 nor float64, or that of b is not that of A.
+        If a dtype is neither float32 nor float64, or that of b is not that of A. Unlike SciPy's
+        function this one does not convert integers; ``A.astype(float)`` does.
     LinAlgError
         If a sketch of the size or the operator that was asked for loses a direction of A. What
         `lstsq` chooses by itself is then drawn anew, with more rows.
@@ -189,6 +191,7 @@ def lstsq(
     >>> bool(abs(residues - result.residual_norm**2) < 1e-12 * residues)
     True
     """
+    A, b = inputs.listed(A, "A"), inputs.listed(b, "b")
     matrix = check_matrix(A)
     right = check_sides(b, "b", matrix.shape[0], matrix.dtype)
     checks.finite(right, "b")

@@ -12,6 +12,8 @@ import numpy as np
 from scipy import linalg
 from scipy.linalg import lapack
 
+from quadric.errors import LinAlgError
+from quadric.sketch import scaling
 from quadric.sketch.lstsq_passes import Passes, is_sparse
 
 _BLOCK = 32  # columns of a panel of the QR factorization
@@ -44,7 +46,7 @@ class Factor:
     truncated : bool
         Whether P comes from them.
     distortion : float
-        About how far singular values of A P may be from 1.
+        About how far singular values of A P may be from 1; 0 of a factor of A itself.
     """
 
     R: np.ndarray
@@ -190,7 +192,7 @@ def lost(passes: Passes, factor: Factor, rcond: float | None) -> bool:
     Two rows of A that alone reach some directions may meet in one row of a sketch: rare, and not to
     be taken for dependent columns. One read of A tells.
     """
-    if not factor.truncated:
+    if not factor.truncated or not factor.distortion:
         return False
     assert factor.V is not None
     # Of the scaled columns: orthonormal vectors of x would mix entries of all sizes.
@@ -199,6 +201,23 @@ def lost(passes: Passes, factor: Factor, rcond: float | None) -> bool:
     least = max(1e3 * float(np.finfo(passes.dtype).eps), 10 * (rcond or 0.0))
     limits = least * factor.largest * np.linalg.norm(scales[:, None] * null, axis=0)
     return bool((passes.lengths(null) > limits).any())
+
+
+def redrawn(
+    passes: Passes, draw: Callable[[int], Factor], rcond: float | None, attempts: int = 3
+) -> Factor:
+    """Return the factor of a sketch that has lost no direction of A: another one if it has.
+
+    ``draw(0)`` returns the factor of the first sketch, ``draw(1)`` of the second one, and so on.
+    """
+    for attempt in range(attempts):
+        factor = draw(attempt)
+        if not lost(passes, factor, rcond):
+            return factor
+    raise LinAlgError(
+        f"sketch_size must be larger, or operator or seed another: the sketch has rank "
+        f"{factor.rank}, A more"
+    )
 
 
 def of_triangle(R: np.ndarray, start: np.ndarray) -> Factor:
@@ -218,10 +237,7 @@ def default_rcond(dtype: Any, d: int) -> float:
 
 def column_norms(R: np.ndarray) -> np.ndarray:
     """Return the norms of columns, safe from overflow, and 1 in place of 0."""
-    largest = np.abs(R).max(axis=0)
-    largest[largest == 0] = 1.0
-    scaled = R / largest
-    norms: np.ndarray = largest * np.sqrt(np.einsum("ij,ij->j", scaled, scaled))
+    norms = scaling.norms(R)
     norms[norms == 0] = 1.0
     return norms
 

@@ -6,6 +6,7 @@ import numpy as np
 from scipy import sparse
 
 from quadric import backends, checks, threads
+from quadric.sketch import inputs
 
 _SPARSE_BLOCK = 4096  # rows of a sparse matrix that are made dense at a time
 
@@ -112,7 +113,7 @@ class Passes:
 
     def refuse(self, b: np.ndarray | None) -> NoReturn:
         """Say why a result is not finite."""
-        checks.finite(self.A.data if self._sparse is not None else self.A, "A")
+        inputs.finite(self.A, "A")
         if b is not None:
             checks.finite(b, "b")
         raise ValueError(f"A must have columns, and with b a solution, that {self.dtype} can hold")

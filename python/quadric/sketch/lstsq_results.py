@@ -43,7 +43,10 @@ class LstsqResult:
         Estimate from the sketch of how much A and b would have to change, relative to ``|A|_F`` and
         ``|b|``, for x to be an exact solution; see :func:`lstsq_backward_error`.
     converged : bool
-        Whether the solver reached what was asked for.
+        Whether the solver reached what was asked for: a backward error of `tol`, or without `tol`
+        of rounding, which with "precondition" and "iterative" is that of their own steps. The
+        method "sketch" does not iterate: with `tol` it has converged if it happens to be that good,
+        without `tol` always, and `backward_error` tells how good it is.
     history : structured array
         One row per point at which the residual was computed: method, iterations, passes,
         residual_norm (ridge included) and backward_error (columns scaled, the largest one over the

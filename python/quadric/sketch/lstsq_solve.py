@@ -9,15 +9,15 @@ import numpy as np
 from scipy.linalg import blas, lapack
 
 from quadric import threads
-from quadric.errors import ConvergenceWarning, LinAlgError
-from quadric.sketch import cost_model, krylov, refine
+from quadric.errors import ConvergenceWarning
+from quadric.sketch import cost_model, krylov, refine, scaling
 from quadric.sketch.karlson_walden import Estimate
 from quadric.sketch.lstsq_factor import (
     Factor,
     default_rcond,
     factorize,
-    lost,
     of_triangle,
+    redrawn,
     sketch,
     truncate,
     unscale,
@@ -31,7 +31,6 @@ from quadric.sketch.underdetermined import LeastNorm
 DENSE = ("srht", "circulant", "gaussian", "rademacher")
 OPERATORS = ("sparse_sign", "count_sketch", *DENSE)
 
-_ATTEMPTS = 3  # sketches that may lose a direction of A
 _ROUGH = 1e-3  # reciprocal condition of (A R^-1)^T (A R^-1) at which the sketch was unlucky
 
 
@@ -60,7 +59,7 @@ class Options:
 
 def solve(passes: Passes, b: np.ndarray, options: Options) -> LstsqResult:
     """Solve for b of shape (n, k), C-contiguous; x and the residual of the result are matrices."""
-    b, exponents = _moderate(b)
+    b, exponents = scaling.moderate(b)
     b_norms = np.sqrt(np.einsum("ij,ij->j", b, b, dtype=np.float64))
     if passes.n < passes.d:
         result, text = _wide(passes, b, b_norms, options)
@@ -194,36 +193,31 @@ def _operator(passes: Passes, k: int, method: str, options: Options) -> Sketchin
             f"sketch_size must be between {d} and {n} for A of shape {(n, d)}, got {m}"
         )
     nnz = options.nnz or cost_model.signs(d, method)
-    if options.operator == "sparse_sign":
+    return _sized(options.operator, m, nnz, options.seed, passes)
+
+
+def _sized(name: str, m: int, nnz: int, seed: int, passes: Passes) -> SketchingOperator | None:
+    """Return the operator of at least m rows, or None if A has no more."""
+    if name == "sparse_sign":
         m = -(-m // nnz) * nnz
-    if m >= n:
-        return None
-    return make_operator(options.operator, m, n, nnz, options.seed, passes)
+    return None if m >= passes.n else make_operator(name, m, passes.n, nnz, seed, passes)
 
 
 def _factor(
     passes: Passes, b: np.ndarray, operator: SketchingOperator | None, options: Options
 ) -> Factor:
-    """Return the factor of a sketch that has lost no direction of A: another one if it has."""
-    factor = _factor_once(passes, b, operator, options)
-    for attempt in range(1, _ATTEMPTS + 1):
-        if operator is None or not lost(passes, factor, options.rcond):
-            return factor
-        if attempt == _ATTEMPTS or isinstance(options.operator, SketchingOperator):
-            break
-        name, seed = options.operator, (options.seed + attempt) % 2**64
-        nnz = max(options.nnz or 8, 8)
-        m = operator.m if options.sketch_size else min(2 * operator.m, passes.n)
-        if name == "sparse_sign":
-            m = -(-m // nnz) * nnz
-        operator = None
-        if m < passes.n:
-            operator = make_operator(name, m, passes.n, nnz, seed, passes)
-        factor = _factor_once(passes, b, operator, options)
-    raise LinAlgError(
-        f"sketch_size must be larger, or operator or seed another: the sketch has rank "
-        f"{factor.rank}, A more"
-    )
+    """Return the factor of a sketch that has lost no direction of A, by this operator or others."""
+    name = options.operator
+
+    def draw(attempt: int) -> Factor:
+        S = operator
+        if attempt and S is not None and isinstance(name, str):
+            m = S.m if options.sketch_size else S.m << attempt
+            seed = (options.seed + attempt) % 2**64
+            S = _sized(name, m, max(options.nnz or 8, 8), seed, passes)
+        return _factor_once(passes, b, S, options)
+
+    return redrawn(passes, draw, options.rcond, 3 if isinstance(name, str) else 1)
 
 
 def _factor_once(
@@ -237,7 +231,7 @@ def _factor_once(
         factor = factorize(top, side, options.rcond)
     if factor is None:
         passes.refuse(b)
-    factor.distortion = 0.0 if operator is None else float(np.sqrt(factor.rank / m))
+    factor.distortion = 0.0 if operator is None else float(np.sqrt(max(factor.rank, 1) / m))
     return factor
 
 
@@ -276,6 +270,14 @@ def _wide(
         operator = _operator(turned, b.shape[1], "spir", options)
     # Only the factor counts, whatever the sketched right-hand side.
     factor = _factor(turned, np.zeros((d, 1), passes.dtype), operator, options)
+    shift = scaling.exponent(float(factor.norms.max()), passes.dtype)
+    if shift:
+        # Below x = A^T y, and y is of the size of b over the square of A.
+        result, text = _wide(_scaled(passes, -shift), b, b_norms, options)
+        x = scaling.restored(result.x, np.array(-shift), passes.dtype)
+        if x is None:
+            passes.refuse(None)
+        return replace(result, x=x, R=np.ldexp(result.R, shift)), text
     if factor.truncated:
         # If the rows contradict each other, what is least must be the residual as it is. The start,
         # which is of no use here, is in terms of the scaled columns.
@@ -317,25 +319,29 @@ def _wide(
     return result, text
 
 
-def _moderate(b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return b with columns whose squares could over- or underflow scaled by powers of two."""
-    largest = np.maximum(b.max(axis=0), -b.min(axis=0))
-    exponents = np.frexp(np.where(largest > 0, largest, 1.0))[1]
-    exponents[np.abs(exponents) < np.finfo(b.dtype).maxexp // 4] = 0
-    if exponents.any():
-        b = np.ldexp(b, -exponents)
-    return b, exponents
+def _scaled(passes: Passes, exponent: int) -> Passes:
+    """Return the passes over ``2^exponent A``, a copy, with the ridge that goes with it."""
+    A = passes.A
+    if is_sparse(A):
+        A = A.copy()
+        A.data = np.ldexp(A.data, exponent)
+    else:
+        A = np.ldexp(A, exponent)
+    ridge = float(np.ldexp(passes.ridge, 2 * exponent))
+    scaled = Passes(A, ridge, passes.backend, passes.workers)
+    scaled.count = passes.count
+    return scaled
 
 
 def _scaled_back(result: LstsqResult, exponents: np.ndarray, passes: Passes) -> LstsqResult:
     if not exponents.any():
         return result
+    x = scaling.restored(result.x, exponents, passes.dtype)
+    if x is None:
+        passes.refuse(None)
     with np.errstate(over="ignore", under="ignore"):
-        x = np.ldexp(result.x, exponents)
         residual = np.ldexp(result.residual, exponents)
         norms = np.ldexp(result.residual_norm, exponents)
-    if not np.isfinite(x).all():
-        passes.refuse(None)
     return replace(result, x=x, residual=residual, residual_norm=norms)
 
 

@@ -44,6 +44,11 @@ class SketchingOperator(ABC):
     in place). The result (m, d) is dense and has the dtype of A. ``A @ S.T``, ``S.T @ B`` and
     ``B @ S`` work as well, ``S2 @ S1`` composes, and ``S[2:5]`` and ``S[:, 100:200]`` are operators
     for some of the rows and columns: those of the columns are what sketches a chunk of A.
+    Of rows, sparse signs and circulant matrices compute all and cut; the others what is asked for.
+
+    An operator never changes, so it has no ``update``. Rows that come chunk by chunk go into
+    ``stream = S.stream(d)`` by ``stream.update(chunk)``, and ``stream.value()`` is ``S A``: see
+    :class:`StreamingSketch`.
     """
 
     m: int
@@ -196,11 +201,12 @@ class SketchingOperator(ABC):
         stream.feed(A)
         return self._value(stream.total(), A.dtype)
 
-    def _product(self, A: Rows, shape: tuple[int, ...]) -> np.ndarray:
+    def _product(self, A: Rows, shape: tuple[int, ...], given: Rows | None = None) -> np.ndarray:
+        """Return ``S A``; `given` is what the caller knows as A, where that is the transpose."""
         if A.shape[0] != self.n:
             raise ValueError(f"A must have {self.n} rows to go with {self!r}, got {shape}")
         out = self._sketch(A)
-        inputs.finite_result(out, "its sketch", (A, "A"))
+        inputs.finite_result(out, "its sketch", (A if given is None else given, "A"))
         return out.reshape(-1) if len(shape) == 1 else out
 
     def _threads(self) -> int:
@@ -241,7 +247,7 @@ class Transposed:
             return inputs.wrapper(A)(self.T._product(rows, shape))
         if shape[1] != self.T.n:
             raise ValueError(f"A must have {self.T.n} columns to go with {self!r}, got {shape}")
-        return inputs.wrapper(A)(self.T._product(inputs.transposed(rows), shape).T)
+        return inputs.wrapper(A)(self.T._product(inputs.transposed(rows), shape, rows).T)
 
     def _from_left(self, A: Array) -> Any:
         """Return ``A S = (S^T A^T)^T`` for A of shape (k, m) or (m,)."""
@@ -250,7 +256,7 @@ class Transposed:
             return inputs.wrapper(A)(self._product(rows, shape, "A"))
         if shape[1] != self.T.m:
             raise ValueError(f"A must have {self.T.m} columns to go with {self.T!r}, got {shape}")
-        return inputs.wrapper(A)(self._product(inputs.transposed(rows), shape, "A").T)
+        return inputs.wrapper(A)(self._product(inputs.transposed(rows), shape, "A", rows).T)
 
     def to_dense(self, dtype: Any = "float64") -> np.ndarray:
         """Return ``S^T`` as an array (n, m)."""
@@ -263,11 +269,13 @@ class Transposed:
     def __repr__(self) -> str:
         return f"{self.T!r}.T"
 
-    def _product(self, B: Rows, shape: tuple[int, ...], name: str = "B") -> np.ndarray:
+    def _product(
+        self, B: Rows, shape: tuple[int, ...], name: str = "B", given: Rows | None = None
+    ) -> np.ndarray:
         if B.shape[0] != self.T.m:
             raise ValueError(f"{name} must have {self.T.m} rows to go with {self!r}, got {shape}")
         out = self.T._adjoint(inputs.dense_of(B))
-        inputs.finite_result(out, "the product", (B, name))
+        inputs.finite_result(out, "the product", (B if given is None else given, name))
         return out.reshape(-1) if len(shape) == 1 else out
 
 

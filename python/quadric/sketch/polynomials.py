@@ -53,7 +53,8 @@ def polynomial_basis(
     Raises
     ------
     ValueError
-        If the points are not finite or have a wrong shape, or an option is out of range.
+        If there are no points, they are not finite or have a wrong shape, or an option is out of
+        range.
     TypeError
         If a dtype or type does not fit.
 
@@ -73,8 +74,10 @@ def polynomial_basis(
     (10, 35)
     """
     x = arrays.to_numpy(points, "points")
-    if x.ndim not in (1, 2) or 0 in x.shape[1:]:
-        raise ValueError(f"points must have shape (n,) or (n, D), got {x.shape}")
+    if x.ndim not in (1, 2) or 0 in x.shape:
+        raise ValueError(
+            f"points must have shape (n,) or (n, D), n and D at least 1, got {x.shape}"
+        )
     checks.floating(x, "points")
     checks.finite(x, "points")
     checks.choice(kind, "kind", KINDS)

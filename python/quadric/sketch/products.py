@@ -6,7 +6,7 @@ import numpy as np
 
 from quadric import backends, checks, threads
 from quadric.arrays import Array
-from quadric.sketch import inputs
+from quadric.sketch import inputs, scaling
 
 
 class ResidualGradient(NamedTuple):
@@ -109,10 +109,14 @@ def residual_gradient(
             np.copyto(squares, np.square(left, dtype=np.float64).sum(axis=0))
         gradient = g.astype(a.dtype)
     given = [(a, "A"), (right, "x")] + ([] if left is None else [(left, "b")])
-    inputs.finite_result(squares, "the residual", *given)
     inputs.finite_result(gradient, "the gradient", *given)
-    wrap = inputs.wrapper(A)
     norms = np.sqrt(squares)
+    # Where squares overflow or vanish the norm need not.
+    extreme = ~np.isfinite(squares) | (scaling.exponents(norms, np.float64) != 0) | (squares == 0)
+    if extreme.any():
+        norms[extreme] = scaling.norms(r[:, extreme])
+        inputs.finite_result(norms, "the residual", *given)
+    wrap = inputs.wrapper(A)
     if len(x.shape) == 1:
         return ResidualGradient(wrap(gradient[:, 0]), wrap(r[:, 0]), float(norms[0]))
     return ResidualGradient(wrap(gradient), wrap(r), wrap(norms))

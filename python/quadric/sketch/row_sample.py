@@ -180,6 +180,7 @@ def draw(
     """Return rows in ascending order, and how often each was to be expected."""
     if not values.any():
         raise ValueError("A must have a row that is not zero, got only zeros")
+    values = summable(values)
     if replace:
         indices = np.sort(categorical(np.cumsum(values), source.uniforms(size)))
         return indices, size * (values[indices] / values.sum())
@@ -197,8 +198,14 @@ def inclusion_probabilities(values: np.ndarray, size: int) -> np.ndarray:
     above = np.arange(size)
     # With the k largest at 1, the next one must not be above 1.
     k = int(np.argmax((size - above) * down[:size] <= rest[:size]))
-    result: np.ndarray = np.minimum(1.0, values * ((size - k) / rest[k]))
+    with np.errstate(over="ignore"):  # rest may be tiny
+        result: np.ndarray = np.minimum(1.0, values / rest[k] * (size - k))
     return result
+
+
+def summable(values: np.ndarray) -> np.ndarray:
+    """Return values, none negative, in a unit in which their sum does not overflow."""
+    return np.ldexp(values, -64) if values.max() > 2.0**959 else values
 
 
 def categorical(cumulative: np.ndarray, uniforms: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ def clarkson_woodruff_transform(
 
     Parameters
     ----------
-    input_matrix : array or sparse matrix, shape (..., n, d)
+    input_matrix : array, list or sparse matrix, shape (..., n, d)
         float32 or float64. All matrices of a batch are sketched by the same operator.
     sketch_size : int
         Rows of the sketch.
@@ -52,7 +52,7 @@ def clarkson_woodruff_transform(
     Notes
     -----
     The random numbers are others than SciPy's, so the sketch is another one of the same kind.
-    Integer matrices are refused, as everywhere here.
+    Integer matrices are refused, as everywhere here: ``input_matrix.astype(float)`` converts them.
 
     Examples
     --------
@@ -68,6 +68,7 @@ def clarkson_woodruff_transform(
     if rng is not None and seed is not None:
         raise ValueError("seed must be left out where rng is given: it is the older word for it")
     size = checks.integer(sketch_size, "sketch_size", low=1)
+    input_matrix = inputs.listed(input_matrix, "input_matrix")
     source = _source(seed if rng is None else rng, "seed" if rng is None else "rng")
     if sparse.issparse(input_matrix):
         rows = inputs.rows_of(input_matrix, "input_matrix")

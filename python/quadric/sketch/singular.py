@@ -13,7 +13,7 @@ from quadric import arrays, backends, checks, random, threads
 from quadric.arrays import Array
 from quadric.errors import LinAlgError
 from quadric.random.philox import Seed
-from quadric.sketch import inputs
+from quadric.sketch import inputs, scaling
 from quadric.sketch.linear_system import Floats, linear_system
 from quadric.sketch.lstsq_factor import default_rcond
 from quadric.sketch.lstsq_passes import Passes
@@ -147,11 +147,16 @@ def randomized_svd(
     width = min(k + extra, n, d)
     with threads.blas_limit(None if n_threads is None else threads.resolve(n_threads)):
         test = random.normals(number, STREAM, 0, d * width).reshape(d, width)
-        Q = _basis(system.times(test))
-        for _ in range(rounds):
-            Q = _basis(system.times(_basis(system.transposed_times(Q))))
+        with np.errstate(over="ignore", invalid="ignore"):
+            Q = _basis(system.times(test))
+            for _ in range(rounds):
+                Q = _basis(system.times(_basis(system.transposed_times(Q))))
+            small = system.transposed_times(Q)
+        if not np.isfinite(small).all():
+            system.check_finite("A")
+            raise ValueError("A must be smaller: its products overflow float64")
         # The factors of A^T Q are those of Q^T A, turned.
-        V, s, Wh = np.linalg.svd(system.transposed_times(Q), full_matrices=False)
+        V, s, Wh = np.linalg.svd(small, full_matrices=False)
         U = Q @ Wh[:k].T
     as_given = inputs.wrapper(A) if hasattr(A, "__dlpack__") else _same
     return RandomizedSvd(
@@ -257,6 +262,7 @@ def sketched_qr(
     small = inputs.dense_of(rows) if S is None else arrays.to_numpy(S @ A, "operator @ A")
     with threads.blas_limit(1):  # the kernels and the pieces have threads of their own
         R1 = np.asarray(np.linalg.qr(small.astype(np.float64), mode="r"), np.float64)
+        inputs.finite_result(R1, "its sketch", (rows, "A"))
         _check_rank(R1, small.dtype)
         Y = np.empty((n, d), rows.dtype) if mode == "reduced" else None
         if Y is not None:
@@ -277,7 +283,9 @@ def sketched_qr(
         if Y is not None:
             _solve_rows(Y, sign[:, None] * C, Y, workers)
     wrap = inputs.wrapper(A)
-    R = np.ascontiguousarray(sign[:, None] * R, rows.dtype)
+    with np.errstate(over="ignore"):
+        R = np.ascontiguousarray(sign[:, None] * R, rows.dtype)
+    inputs.finite_result(R, "R", (rows, "A"))
     return SketchedQr(None if Y is None else wrap(Y), wrap(R))
 
 
@@ -291,7 +299,7 @@ def _same(a: np.ndarray) -> Array:
 
 def _check_rank(R: Floats, dtype: np.dtype[Any]) -> None:
     """Refuse a factor that is singular to rounding once its columns are scaled to unit norm."""
-    norms = np.linalg.norm(R, axis=0)
+    norms = scaling.norms(R)
     if norms.all():
         sizes = np.linalg.svd(R / norms, compute_uv=False)
         if sizes[-1] > default_rcond(dtype, len(R)) * sizes[0]:

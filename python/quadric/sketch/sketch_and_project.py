@@ -15,10 +15,11 @@ from quadric.errors import ConvergenceWarning, LinAlgError
 from quadric.progress import bar
 from quadric.random import resolve_seed
 from quadric.random.philox import Seed
-from quadric.sketch import projections
+from quadric.sketch import projections, scaling
 from quadric.sketch.linear_system import (
     DenseSystem,
     Floats,
+    Indices,
     LinearSystem,
     linear_system,
     right_hand_side,
@@ -163,7 +164,7 @@ def sketch_and_project(
     TypeError
         If a dtype is neither float32 nor float64, or differs.
     LinAlgError
-        If the metric is not positive definite.
+        If the metric is not positive definite, or x is beyond the numbers of its dtype.
 
     See Also
     --------
@@ -183,8 +184,10 @@ def sketch_and_project(
     as many with rows.
 
     The residual costs a pass over A; it is looked at after 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15 ...
-    sweeps over the rows. Computed in float64, also for float32; the products with A are those of
-    the BLAS, whose rounding may depend on its threads.
+    sweeps over the rows. Computed in float64, also for float32, but it is the rounded x that is
+    looked at and judged, so a tolerance near 1e-7 times the condition is out of reach then. Data of
+    extreme size is scaled by a power of two, which takes a copy of A. The products with A are those
+    of the BLAS, whose rounding may depend on its threads.
 
     References
     ----------
@@ -229,7 +232,7 @@ def sketch_and_project(
     number = resolve_seed(seed)
     limit = None if n_threads is None else threads.resolve(n_threads)
 
-    Y = np.array(given.reshape(n, -1), np.float64, order="C")
+    Y, units = scaling.moderate(np.array(given.reshape(n, -1), np.float64, order="C"))
     X = np.zeros((Y.shape[1], d))
     if x0 is not None:
         start = arrays.to_numpy(x0, "x0")
@@ -240,14 +243,16 @@ def sketch_and_project(
         X[:] = start.reshape(d, -1).T
 
     with threads.blas_limit(limit), bar(progress, "residual") as show:
-        norms = _norms(system, check_finite, needed=rows_only)
+        system, norms, shift = _moderate(system, check_finite, needed=rows_only)
+        with np.errstate(over="ignore"):
+            X = np.ldexp(X, (shift - units)[:, None])
         if norms is not None and not norms.any():
             size, projection = 1, None  # 0 x = b: nothing to do
         else:
             projection = _projection(
                 name, system, norms, Y, relaxation, number, size, inverse, sweep, backend
             )
-        run = _Run(system, Y, X, norms, tol, atol, name == "extended", show)
+        run = _Run(system, Y, X, norms, tol, atol, name == "extended", units, shift, show)
         run.to_the_end(projection, sweep, most)
 
     one = given.ndim == 1
@@ -255,17 +260,20 @@ def sketch_and_project(
         hint = "" if name == "extended" else '; method="extended" if A x = b has no solution'
         warnings.warn(
             f"sketch_and_project stopped after {run.iterations} iterations at a residual of"
-            f" {np.linalg.norm(run.norms):.3g}, before it reached tol={tol:g}{hint}",
+            f" {scaling.norm(run.residual_norms()):.3g}, before it reached tol={tol:g}{hint}",
             ConvergenceWarning,
             stacklevel=2,
         )
     wrap = arrays.like(b)
-    gradients = run.gradient_norms()
-    x, residual = (np.ascontiguousarray(v.astype(system.dtype)) for v in (X.T, run.R))
+    residuals, gradients = run.residual_norms(), run.gradient_norms()
+    found = scaling.restored(run.rounded, units - shift, system.dtype)
+    if found is None:
+        raise LinAlgError(f"sketch_and_project: {system.dtype} cannot hold an x of that size")
+    x, residual = (np.ascontiguousarray(v, system.dtype) for v in (found, np.ldexp(run.R, units)))
     return ProjectResult(
         wrap(x[:, 0] if one else x),
         wrap(residual[:, 0] if one else residual),
-        float(run.norms[0]) if one else run.norms,
+        float(residuals[0]) if one else residuals,
         float(gradients[0]) if one else gradients,
         run.iterations,
         run.converged,
@@ -276,7 +284,11 @@ def sketch_and_project(
 
 
 class _Run:
-    """The iterations of a call, and what they have come to."""
+    """The iterations of a call, and what they have come to.
+
+    Right-hand sides are in units of 2^units, A in those of 2^shift. What is judged is x as it is
+    returned, in the dtype of A.
+    """
 
     def __init__(
         self,
@@ -287,11 +299,14 @@ class _Run:
         tol: float,
         atol: float,
         least_squares: bool,
+        units: Indices,
+        shift: int,
         show: Any,
     ) -> None:
         self._system, self._Y, self._X, self._show = system, Y, X, show
-        self._least_squares = least_squares
-        self._goal = np.maximum(tol * np.linalg.norm(Y, axis=0), atol)
+        self._least_squares, self._units, self._shift = least_squares, units, shift
+        with np.errstate(over="ignore"):
+            self._goal = np.maximum(tol * scaling.norms(Y), np.ldexp(atol, -units))
         # Overflows where tol is 0 or the matrix an operator, and is not used then.
         self._slope = 0.0 if row_norms is None else tol * math.sqrt(float(row_norms.sum()))
         self._start = time.perf_counter()
@@ -309,31 +324,43 @@ class _Run:
             projection.advance(self._X, steps)
             sweeps += more
             self.iterations += steps
-            if not np.isfinite(self._X).all():
-                raise LinAlgError(
-                    f"sketch_and_project: x overflowed within {self.iterations} iterations"
-                )
             self._look()
 
     def _look(self) -> None:
-        self.R = self._Y - self._system.times(np.ascontiguousarray(self._X.T))
-        self.norms = np.linalg.norm(self.R, axis=0)
-        done = self.norms <= self._goal
+        with np.errstate(over="ignore"):
+            found = self._X.T.astype(self._system.dtype)
+        self.rounded = np.ascontiguousarray(found, np.float64)
+        if not np.isfinite(self.rounded).all():
+            raise LinAlgError(
+                f"sketch_and_project: x overflowed within {self.iterations} iterations"
+            )
+        self.R = self._Y - self._system.times(self.rounded)
+        norms = scaling.norms(self.R)
+        done = norms <= self._goal
         gradient = math.nan
         if self._least_squares and not done.all():
-            slopes = self.gradient_norms()
-            gradient = float(np.linalg.norm(slopes))
-            done |= slopes <= self._slope * self.norms
+            slopes = scaling.norms(self._system.transposed_times(self.R))
+            gradient = scaling.norm(self._back(slopes, self._shift))
+            done |= slopes <= self._slope * norms
         self.converged = bool(done.all())
-        residual = float(np.linalg.norm(self.norms))
+        residual = scaling.norm(self._back(norms))
         seconds = time.perf_counter() - self._start
         self.history.append((self.iterations, residual, gradient, seconds))
         if self._show is not None:
-            self._show(self.iterations, residual, float(np.linalg.norm(self._goal)))
+            self._show(self.iterations, residual, scaling.norm(self._back(self._goal)))
+
+    def residual_norms(self) -> Floats:
+        """Return ||b - A x|| of each column."""
+        return self._back(scaling.norms(self.R))
 
     def gradient_norms(self) -> Floats:
         """Return ||A^T (b - A x)|| of each column."""
-        return np.asarray(np.linalg.norm(self._system.transposed_times(self.R), axis=0))
+        return self._back(scaling.norms(self._system.transposed_times(self.R)), self._shift)
+
+    def _back(self, norms: Floats, shift: int = 0) -> Floats:
+        """Return norms in the units of the caller."""
+        with np.errstate(over="ignore", under="ignore"):
+            return np.asarray(np.ldexp(norms, self._units + shift))
 
 
 def _method_and_size(
@@ -377,14 +404,25 @@ def _metric(metric: Array | None, method: str, d: int, dtype: np.dtype[Any]) -> 
     return lambda V: scipy.linalg.cho_solve(factor, V, check_finite=False)
 
 
-def _norms(system: LinearSystem, check_finite: bool, needed: bool) -> Floats | None:
+def _moderate(
+    system: LinearSystem, check_finite: bool, needed: bool
+) -> tuple[LinearSystem, Floats | None, int]:
+    """Return the system over 2^e, with the squared norms of its rows, and e.
+
+    It is scaled, which takes a copy, only if its squares could over- or underflow.
+    """
     if not (needed or check_finite):
-        return None
+        return system, None, 0
     norms = system.row_norms()
-    if not np.isfinite(norms.sum()):
-        system.check_finite("A")
-        raise ValueError("A must have entries whose squares add up to a finite number, got larger")
-    return norms
+    peak = math.sqrt(norms.max())
+    if 0 < peak < math.inf and not scaling.exponent(peak, np.float64):
+        return system, norms, 0
+    system.check_finite("A")
+    shift = scaling.exponent(system.largest(), np.float64)
+    if shift:
+        system = system.scaled(-shift)
+        norms = system.row_norms()
+    return system, norms, shift
 
 
 def _projection(

@@ -11,7 +11,7 @@ import scipy.linalg
 from quadric import arrays, checks, threads
 from quadric.arrays import Array
 from quadric.errors import ConvergenceWarning
-from quadric.sketch import inputs
+from quadric.sketch import inputs, scaling
 from quadric.sketch.linear_system import Floats, Indices
 
 HISTORY = np.dtype([("penalty", "f8"), ("nonzero", "i8"), ("residual", "f8")])
@@ -177,14 +177,14 @@ def sparse_regression(
 
     with threads.blas_limit(None if n_threads is None else threads.resolve(n_threads)):
         M = inputs.dense_of(rows).astype(np.float64)
-        y = given.astype(np.float64)
-        sizes = np.abs(M).max(axis=0)
+        columns, exponents = scaling.moderate(given.astype(np.float64)[:, None])
+        y, unit = columns[:, 0], int(exponents[0])
+        sizes = scaling.largest(M)
         sizes[sizes == 0] = 1.0
         M /= sizes  # so that no square overflows
         norms = np.linalg.norm(M, axis=0)
         norms[norms == 0] = 1.0
         M /= norms
-        sizes *= norms
         if chosen is None:
             chosen = _basis(M, min(limit, d))
         found = _fit(M, y, k, chosen, most)
@@ -200,17 +200,27 @@ def sparse_regression(
             ConvergenceWarning,
             stacklevel=2,
         )
+    sizes, powers = np.frexp(sizes)
+    coefficients, path_end = (
+        scaling.restored((v / norms / sizes)[None], unit - powers, rows.dtype) for v in (x, lasso)
+    )
+    if coefficients is None or path_end is None:
+        raise ValueError(f"A must have columns, and b a size, for an x that {rows.dtype} can hold")
     wrap = inputs.wrapper(A)
+    history = np.array(path, HISTORY)
+    with np.errstate(over="ignore", under="ignore"):
+        residual = np.ldexp(residual, unit)
+        history["residual"] = np.ldexp(history["residual"], unit)
     return SparseRegressionResult(
-        wrap((x / sizes).astype(rows.dtype)),
+        wrap(coefficients[0]),
         np.flatnonzero(x).astype(np.int64),
         wrap(residual.astype(rows.dtype)),
-        float(np.linalg.norm(residual)),
-        wrap((lasso / sizes).astype(rows.dtype)),
+        scaling.norm(residual),
+        wrap(path_end[0]),
         penalty,
         chosen,
         converged,
-        np.array(path, HISTORY),
+        history,
     )
 
 

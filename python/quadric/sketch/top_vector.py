@@ -11,7 +11,7 @@ import numpy as np
 from quadric import arrays, backends, checks, random, threads
 from quadric.arrays import Array
 from quadric.random.philox import Seed
-from quadric.sketch import inputs
+from quadric.sketch import inputs, scaling
 from quadric.sketch.linear_system import Floats
 
 Method: TypeAlias = Literal["blocks", "oja"]
@@ -228,7 +228,8 @@ class StreamingTopVector:
             return _exact(self._waiting[: self._count])
         state = copy.deepcopy(self._state)
         state.take(self._waiting[: self._count])
-        return state.finish()
+        v, size = state.finish()
+        return v, float(np.ldexp(size, state.exponent))
 
 
 def top_singular_vector(
@@ -348,11 +349,47 @@ class _Kernels:
 
 
 class _State(ABC):
-    """What is known after some groups of rows."""
+    """What is known after some groups of rows, in units of 2^exponent.
 
-    @abstractmethod
+    The exponent is 0 unless powers of the rows could over- or underflow.
+    """
+
+    def __init__(self, noise: Floats, kernels: _Kernels) -> None:
+        self._noise, self._kernels = noise, kernels
+        self.exponent = 0
+        self._seen, self._total = 0, 0.0  # rows, and the sum of their squares
+
     def take(self, rows: Array) -> None:
         """Take the next group."""
+        scaled = rows
+        if self.exponent:
+            with np.errstate(over="ignore", under="ignore"):
+                scaled = np.ldexp(rows, -self.exponent)
+        norms = self._kernels.row_norms(scaled)
+        peak = math.sqrt(norms.max())  # of the rows, which are not read again for it
+        if not 0 < peak < math.inf or self._unit_of(peak, rows.dtype):
+            exponent = self._unit_of(np.abs(rows).max(), rows.dtype)
+            # Rows that are small beside others do not count, but none is too large.
+            if exponent > self.exponent or self._total == 0:
+                self._rescale(self.exponent - exponent)
+                self.exponent, scaled = exponent, np.ldexp(rows, -exponent)
+                norms = self._kernels.row_norms(scaled)
+        self._seen += len(rows)
+        self._total += float(norms.sum())
+        self._add(scaled, norms)
+
+    def _unit_of(self, size: float, dtype: np.dtype[Any]) -> int:
+        # Kernels may square rows in their type. The squares are squared once more in float64.
+        return scaling.exponent(size, dtype, power=2 if dtype == np.float32 else 4)
+
+    @abstractmethod
+    def _add(self, rows: Array, norms: Floats) -> None:
+        """Take rows with these squared norms, which are counted already."""
+
+    @abstractmethod
+    def _rescale(self, exponent: int) -> None:
+        """Multiply the rows so far by 2^exponent."""
+        self._total = float(np.ldexp(self._total, 2 * exponent))
 
     @abstractmethod
     def finish(self) -> tuple[Floats, float]:
@@ -370,8 +407,9 @@ class _Blocks(_State):
         blocks: int | None,
         most: int,
     ) -> None:
+        super().__init__(noise, kernels)
         d = len(noise)
-        self._noise, self._kernels, self._rows, self._most = noise, kernels, rows, most
+        self._rows, self._most = rows, most
         self._grows, self._length = blocks is None, TILE
         if rows is not None and blocks is not None:
             self._length = max(TILE * math.ceil(rows / blocks / TILE), TILE)
@@ -380,13 +418,11 @@ class _Blocks(_State):
         self._last, self._last_rows = np.zeros((d, 1)), 0  # the last step before it was normalized
         self._heavy: Array | None = None
         self._weights = np.zeros(0)  # squared norms of the heavy rows
-        self._seen, self._total = 0, 0.0
 
-    def take(self, rows: Array) -> None:
-        if self._seen == 0:
+    def _add(self, rows: Array, norms: Floats) -> None:
+        if self._seen == len(rows):
             self._v = _start(rows, self._noise)[:, None]
-        light = self._set_aside(rows)
-        for part in light:
+        for part in self._set_aside(rows, norms):
             self._sum += self._kernels.power(part, self._v)[0]
         self._in_block += len(rows)
         if self._in_block >= self._length:
@@ -405,17 +441,22 @@ class _Blocks(_State):
         size = float(np.linalg.norm(step))
         return _unit(step, self._v)[:, 0], math.sqrt(size * self._seen / count)
 
+    def _rescale(self, exponent: int) -> None:
+        super()._rescale(exponent)
+        self._sum, self._last, self._weights = (
+            np.ldexp(a, 2 * exponent) for a in (self._sum, self._last, self._weights)
+        )
+        if self._heavy is not None:
+            self._heavy = np.ldexp(self._heavy, exponent)
+
     def _step(self) -> Floats:
         if self._heavy is None or not len(self._heavy):
             return self._sum
         heavy = self._kernels.power(self._heavy, self._v)[0]
         return self._sum + self._in_block / self._seen * heavy
 
-    def _set_aside(self, rows: Array) -> list[Array]:
+    def _set_aside(self, rows: Array, norms: Floats) -> list[Array]:
         """Keep the heaviest rows; return the others, with those that are no longer kept."""
-        norms = self._kernels.row_norms(rows)
-        self._seen += len(rows)
-        self._total += float(norms.sum())
         expected = self._total * (1.0 if self._rows is None else self._rows / self._seen)
         d = rows.shape[1]
         limit = expected / (d * math.log2(d + 1) ** 2)
@@ -440,22 +481,20 @@ class _Oja(_State):
     """Small steps, with several step sizes side by side."""
 
     def __init__(self, noise: Floats, kernels: _Kernels) -> None:
+        super().__init__(noise, kernels)
         d = len(noise)
-        self._noise, self._kernels = noise, kernels
         self._rates = np.geomspace(1.0, 4.0 * d, RATES)
         self._V = np.zeros((d, RATES))
-        self._groups, self._seen, self._total = 0, 0, 0.0
+        self._groups = 0
         # What each predicted, since the group before last whose number is a power of two.
         self._scores, self._earlier = np.zeros(RATES), np.zeros(RATES)
         self._counted, self._counted_earlier = 0, 0
 
-    def take(self, rows: Array) -> None:
+    def _add(self, rows: Array, norms: Floats) -> None:
         if self._groups == 0:
             self._V = np.repeat(_start(rows, self._noise)[:, None], RATES, axis=1)
         G, scores = self._kernels.power(rows, self._V)
         self._groups += 1
-        self._seen += len(rows)
-        self._total += float(self._kernels.row_norms(rows).sum())
         if self._groups & (self._groups - 1) == 0:
             self._earlier, self._counted_earlier = self._scores, self._counted
             self._scores, self._counted = np.zeros(RATES), 0
@@ -466,6 +505,11 @@ class _Oja(_State):
             mean = self._total / self._seen
             self._V = self._V + self._rates / self._groups / (mean * TILE) * G
             self._V /= np.linalg.norm(self._V, axis=0)
+
+    def _rescale(self, exponent: int) -> None:
+        super()._rescale(exponent)
+        self._scores = np.ldexp(self._scores, 2 * exponent)
+        self._earlier = np.ldexp(self._earlier, 2 * exponent)
 
     def finish(self) -> tuple[Floats, float]:
         scores, counted = self._scores + self._earlier, self._counted + self._counted_earlier

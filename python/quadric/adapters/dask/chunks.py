@@ -92,8 +92,7 @@ def chunked(A: Any, name: str, backend: str | None, n_threads: int | None) -> Ch
         raise TypeError(f"{name} must be a Dask array, got {type(A).__name__}")
     if A.ndim != 2:
         raise ValueError(f"{name} must be a matrix, got an array of shape {A.shape}")
-    if A.dtype.name not in checks.FLOATS:
-        raise TypeError(f"{name} must be float32 or float64, got {A.dtype}")
+    checks.floating(A, name)
     if any(math.isnan(size) for size in A.shape):
         raise ValueError(f"{name} must have known chunks: call {name}.compute_chunk_sizes() first")
     if 0 in A.shape:

@@ -14,7 +14,7 @@ from quadric.errors import ConvergenceWarning
 from quadric.random.philox import Seed, resolve_seed
 from quadric.sketch import cost_model, refine
 from quadric.sketch.karlson_walden import Estimate
-from quadric.sketch.lstsq_factor import Factor, factorize, lost
+from quadric.sketch.lstsq_factor import Factor, factorize, redrawn
 from quadric.sketch.lstsq_factor import sketch as stacked
 from quadric.sketch.lstsq_passes import Passes
 from quadric.sketch.lstsq_problem import Problem
@@ -82,6 +82,8 @@ def lstsq(
         fit, an entry is not finite, or a number is out of range.
     TypeError
         If A is no Dask array, or a dtype does not fit.
+    LinAlgError
+        If a sketch of the size that was asked for loses a direction of A.
 
     See Also
     --------
@@ -125,13 +127,15 @@ def lstsq(
     if sketch_size is not None:
         m = checks.integer(sketch_size, "sketch_size", low=d, high=n)
     passes = ChunkedPasses(rows, checks.real(ridge, "ridge", low=0.0))
+    b_norms = np.empty(side.shape[1])
+
+    def draw(attempt: int) -> Factor:
+        size = m << attempt if sketch_size is None else m
+        nnz = 4 if method == "gram" and not attempt else 8
+        return _factor(passes, side, b_norms, size, nnz, rcond, (seed + attempt) % 2**64)
 
     with threads.blas_limit(1):
-        for attempt in range(3):
-            nnz = 4 if method == "gram" and not attempt else 8
-            factor, b_norms = _factor(passes, side, m << attempt, nnz, rcond, seed + attempt)
-            if m << attempt >= n or not lost(passes, factor, rcond):
-                break
+        factor = redrawn(passes, draw, rcond)
         x = factor.apply(factor.start)
         exact = exact_factor(passes, factor) if method == "gram" and not factor.truncated else None
         method, factor = ("spir", factor) if exact is None else ("gram", exact)
@@ -207,13 +211,19 @@ class ChunkedPasses(Passes):
 
 
 def _factor(
-    passes: ChunkedPasses, b: da.Array, m: int, nnz: int, rcond: float | None, seed: int
-) -> tuple[Factor, np.ndarray]:
-    """Return the factor of the sketch and the norms of the columns of b, from one pass."""
+    passes: ChunkedPasses,
+    b: da.Array,
+    b_norms: np.ndarray,
+    m: int,
+    nnz: int,
+    rcond: float | None,
+    seed: int,
+) -> Factor:
+    """Return the factor of the sketch and write the norms of the columns of b, from one pass."""
     passes.count += 1
     m = -(-m // nnz) * nnz
     if m < passes.n:
-        S = family.sparse_sign(m, passes.n, nnz=nnz, seed=seed % 2**64, backend=passes.backend)
+        S = family.sparse_sign(m, passes.n, nnz=nnz, seed=seed, backend=passes.backend)
         SA, Sb, squares = total(passes.rows.each(_sketch_both, S, b=b)).compute()
     else:
         SA, Sb = da.compute(passes.A, b)
@@ -223,8 +233,9 @@ def _factor(
     factor = factorize(*stacked(SA, Sb, None, passes.ridge), rcond)
     if factor is None:
         passes.refuse(b)
-    factor.distortion = float(np.sqrt(factor.rank / m)) if m < passes.n else 0.0
-    return factor, np.sqrt(squares)
+    factor.distortion = float(np.sqrt(max(factor.rank, 1) / m)) if m < passes.n else 0.0
+    np.sqrt(squares, out=b_norms)
+    return factor
 
 
 def _sketch_both(
