@@ -101,6 +101,37 @@ __global__ void not_finite_kernel(Strided<const T> x, std::int64_t size, unsigne
   }
 }
 
+__device__ bool finite(__half x) { return (__half_as_ushort(x) & 0x7c00) != 0x7c00; }
+__device__ bool finite(__nv_bfloat16 x) { return isfinite(__bfloat162float(x)); }
+__device__ bool finite(float x) { return isfinite(x); }
+__device__ bool finite(double x) { return isfinite(x); }
+
+// The same for entries that follow one another from a multiple of 16 bytes on: 64 bytes of each thread on the way.
+template <class T>
+__global__ void not_finite_packs_kernel(const T* x, std::int64_t packs, unsigned long long* index) {
+  constexpr int kPack = 16 / sizeof(T), kWays = 4;
+  struct alignas(16) Pack {
+    T at[kPack];
+  };
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads * kWays;
+  for (std::int64_t k = blockIdx.x * static_cast<std::int64_t>(kThreads * kWays) + threadIdx.x; k < packs; k += step) {
+    Pack pack[kWays];
+#pragma unroll
+    for (int u = 0; u < kWays; ++u)
+      if (k + u * kThreads < packs) pack[u] = reinterpret_cast<const Pack*>(x)[k + u * kThreads];
+#pragma unroll
+    for (int u = 0; u < kWays; ++u) {
+      if (k + u * kThreads >= packs) break;
+#pragma unroll
+      for (int e = 0; e < kPack; ++e) {
+        if (finite(pack[u].at[e])) continue;
+        atomicMin(index, static_cast<unsigned long long>((k + u * kThreads) * kPack + e));
+        return;
+      }
+    }
+  }
+}
+
 template <class T>
 __global__ void first_below_kernel(Strided<const T> x, std::int64_t size, T bound, unsigned long long* index) {
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
@@ -334,8 +365,15 @@ void first_not_finite(const Execution& exec, const Entries& x, std::int64_t* ind
   by_type(x.type, [&](auto source) {
     using T = decltype(source);
     if constexpr (!std::is_integral_v<T>) {
-      not_finite_kernel<<<blocks(size), kThreads, 0, stream(exec)>>>(strided<const T>(x), size,
-                                                                     reinterpret_cast<unsigned long long*>(index));
+      const auto entries = strided<const T>(x);
+      auto* const first = reinterpret_cast<unsigned long long*>(index);
+      constexpr std::int64_t kPack = 16 / sizeof(T);
+      if (entries.cols == 0 && entries.col_stride == 1 && size % kPack == 0 &&
+          reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0)
+        not_finite_packs_kernel<<<blocks((size / kPack + 3) / 4), kThreads, 0, stream(exec)>>>(entries.data,
+                                                                                               size / kPack, first);
+      else
+        not_finite_kernel<<<blocks(size), kThreads, 0, stream(exec)>>>(entries, size, first);
       QUADRIC_CUDA_LAUNCHED();
     }
   });

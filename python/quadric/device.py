@@ -289,6 +289,9 @@ class DeviceArray:
         same.assign(self)
         return same.owner
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Space.from_host, (self.space, self.host())  # the owner's own copy would be elsewhere
+
     def _seen(
         self, pointer: int, shape: tuple[int, ...], strides: tuple[int, ...]
     ) -> "DeviceArray":
@@ -333,6 +336,9 @@ def _library(x: Any) -> Library | None:
 class Torch:
     waits = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _library_of, ("torch",)
+
     def __init__(self) -> None:
         import torch
 
@@ -368,6 +374,9 @@ class Torch:
 class CuPy:
     waits = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _library_of, ("cupy",)
+
     def __init__(self) -> None:
         import cupy
 
@@ -400,6 +409,9 @@ class CuPy:
 
 class Jax:
     waits = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _library_of, ("jax",)
 
     def __init__(self) -> None:
         import jax
@@ -437,6 +449,12 @@ class Jax:
 _torch = cache(Torch)
 _cupy = cache(CuPy)
 _jax = cache(Jax)
+
+
+def _library_of(name: str) -> Library:
+    """Return the library of that name, as copies and pickles refer to it."""
+    known: dict[str, Callable[[], Library]] = {"torch": _torch, "cupy": _cupy, "jax": _jax}
+    return known[name]()
 
 
 def _module() -> Any:

@@ -312,7 +312,7 @@ def test_new_weights_that_overflow_are_an_error() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
 @pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")  # of torch, in backward
 def test_weights_on_two_devices() -> None:
-    """The curvature is on the CPU wherever the weights are; in training the masks go with them."""
+    """Curvature is where the weights are; in training the masks go with them."""
 
     class Split(nn.Module):
         def __init__(self, device: str) -> None:

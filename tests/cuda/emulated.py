@@ -254,7 +254,13 @@ class Gpu:
             ("arrays", _ARRAYS),
             (
                 "sweep",
-                {"gram": gram, "cholesky_batch": cholesky_batch, "sweep_batch": sweep_batch},
+                {
+                    "gram": gram,
+                    "symmetry_defect_batch": symmetry_defect_batch,
+                    "gather_batch": gather_batch,
+                    "cholesky_batch": cholesky_batch,
+                    "sweep_batch": sweep_batch,
+                },
             ),
             ("linalg", {"cholesky": cholesky, "cho_solve": cho_solve}),
             ("woodbury", _WOODBURY),
@@ -329,6 +335,22 @@ def whole_rows(a: np.ndarray) -> np.ndarray:
 
 def gram(X: np.ndarray, weights: np.ndarray | None, H: np.ndarray) -> None:
     forwarded("sweep.gram")(floats(whole_rows(X)).astype(H.dtype), weights, H)
+
+
+def symmetry_defect_batch(H: np.ndarray, defects: np.ndarray) -> None:
+    assert H.flags.c_contiguous
+    defects[...] = [forwarded("sweep.symmetry_defect")(h) for h in H]
+
+
+def gather_batch(H: np.ndarray, order: Any, dead: np.ndarray | None, A: np.ndarray) -> None:
+    assert H.flags.c_contiguous
+    assert order.shape == H.shape[:2]
+    for i, a in enumerate(A):
+        forwarded("sweep.gather")(H[i], order[i], a)
+        if dead is not None:
+            gone = dead[i][order[i][::-1]]
+            a[gone] = 0
+            a[:, gone] = 0
 
 
 def cholesky_batch(A: np.ndarray, diagonal: np.ndarray, pivot: np.ndarray) -> None:
@@ -482,9 +504,11 @@ def inverse_steps(
     slope: float,
     alpha: np.ndarray,
     delta: np.ndarray,
+    signs: np.ndarray,
     status: np.ndarray,
     report: np.ndarray,
 ) -> None:
+    signs[...] = sign
     rule = inverse_update._Rule(a, b, sign, blended, weight, base, slope)
     for i, (j, v, u, y) in enumerate(zip(J, V, U, Y, strict=True)):
         report[i] = 0

@@ -180,6 +180,27 @@ def factors(count: int, n: int, dtype: Any) -> np.ndarray:
     return a
 
 
+def gather_batch(cuda: Any) -> None:
+    for dtype in FLOATS:
+        for count, n in ((1, 1), (3, 67), (40, 33), (2, 300)):
+            h = np.stack([positive(n, seed).astype(dtype) for seed in range(count)])
+            crooked = h.copy()
+            crooked[-1, n // 2, 0] += 1
+            order = np.stack([np.random.default_rng(i).permutation(n) for i in range(count)])
+            defects, wanted = np.full(count, np.nan), np.full(count, np.nan)
+            cuda.sweep.symmetry_defect_batch(crooked, defects, 0)
+            emulated.symmetry_defect_batch(crooked, wanted)
+            near(defects, wanted)
+            for dead in (None, normal((count, n)) < -1):
+                a, b = (np.full_like(h, np.nan) for _ in range(2))
+                cuda.sweep.gather_batch(h, order, dead, a, 0)
+                emulated.gather_batch(h, order, dead, b)
+                same(a, b)
+        crooked[1, 5, 200] = np.inf
+        cuda.sweep.symmetry_defect_batch(crooked, defects, 0)
+        same(np.isnan(defects), [False, True])
+
+
 def cholesky_batch(cuda: Any) -> None:
     for dtype in FLOATS:
         for n in (1, 67, 300):
@@ -262,12 +283,13 @@ def inverse_steps(cuda: Any) -> None:
             U = tuple(v @ j for v, j in zip(V, J, strict=True))
             found, wanted = ([np.full_like(v, np.nan) for v in V] for _ in range(2))
             numbers, expected = (
-                [*np.full((2, len(J)), np.nan), np.full(len(J), -7, np.int32), np.ones((len(J), 2))]
+                [*np.full((3, len(J)), np.nan), np.full(len(J), -7, np.int32), np.ones((len(J), 2))]
                 for _ in range(2)
             )
             cuda.woodbury.inverse_steps(J, V, U, tuple(found), *options, *numbers, 0)
             emulated.inverse_steps(J, V, U, tuple(wanted), *options, *expected)
             same(numbers[2], expected[2])
+            same(numbers[3], expected[3])
             near(numbers[0], expected[0])
             near(numbers[1], expected[1])
             for a, b in zip(found, wanted, strict=True):
@@ -326,6 +348,8 @@ OWN: dict[str, Callable[[Any], None]] = {
     "arrays.spoil": parts,
     "linalg.cholesky": cholesky,
     "linalg.cho_solve": cho_solve,
+    "sweep.symmetry_defect_batch": gather_batch,
+    "sweep.gather_batch": gather_batch,
     "sweep.cholesky_batch": cholesky_batch,
     "sweep.sweep_batch": sweep_batch,
     "woodbury.inverse_steps": inverse_steps,

@@ -308,10 +308,21 @@ def test_layouts(backend, storage, layout, seed):
         GradientWindow(23, capacity=3, damping=1e-3, dtype=storage, backend=backend)
         for _ in range(2)
     )
+
+    def assert_same(found, expected):
+        if backend != "cuda":
+            np.testing.assert_array_equal(found, expected)
+            return
+        # There, rows that begin at multiples of 16 bytes are summed in another order than others,
+        # in float64, of which 1 / damping may be lost.
+        lost = 64 * np.finfo(np.float64).eps * np.abs(g).max() / a.damping
+        rounding = 2 * np.finfo(dtype).eps * np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=lost + rounding)
+
     for i in range(4):
-        np.testing.assert_array_equal(a.push_and_solve(g[i]), b.push_and_solve(shown[i]))
-    np.testing.assert_array_equal(a.solve(g), b.solve(shown))
-    np.testing.assert_array_equal(a.solve(g[2]), b.solve(shown[2]))
+        assert_same(b.push_and_solve(shown[i]), a.push_and_solve(g[i]))
+    assert_same(b.solve(shown), a.solve(g))
+    assert_same(b.solve(shown[2]), a.solve(g[2]))
     assert draws.whole(shown).tobytes() == before
     held = a.combine([1.0])
     g[:] = 0  # the caller's to reuse

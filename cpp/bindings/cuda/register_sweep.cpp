@@ -51,6 +51,35 @@ void gather(const py::object& H_, const py::object& order_, const py::object& A_
   where.sync_back();
 }
 
+void symmetry_defect_batch(const py::object& H_, const py::object& defects_, const py::object& where_) {
+  Where where(where_);
+  const Operand H(where, H_, "H"), defects(where, defects_, "defects");
+  if (H.ndim() != 3) throw invalid_argument("H must have three dimensions");
+  const std::int64_t count = H.size(0), n = H.size(1);
+  by_float(H, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::sweep::symmetry_defect_batch<T>(where.exec(), count, n, H.block<T>({count, n, n}),
+                                          defects.mutable_vector<double>(count));
+  });
+  where.sync_back();
+}
+
+void gather_batch(const py::object& H_, const py::object& order_, const py::object& dead_, const py::object& A_,
+                  const py::object& where_) {
+  Where where(where_);
+  const Operand H(where, H_, "H"), order(where, order_, "order"), dead(where, dead_, "dead", kOptional),
+      A(where, A_, "A");
+  if (H.ndim() != 3) throw invalid_argument("H must have three dimensions");
+  const std::int64_t count = H.size(0), n = H.size(1);
+  by_float(H, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::sweep::gather_batch<T>(where.exec(), count, n, H.block<T>({count, n, n}),
+                                 order.block<std::int64_t>({count, n}), dead.block<bool>({count, n}),
+                                 A.mutable_block<T>({count, n, n}));
+  });
+  where.sync_back();
+}
+
 py::object cholesky(const py::object& A_, const py::object& diagonal_, const py::object& where_,
                     const py::object& pivot_) {
   Where where(where_);
@@ -209,6 +238,10 @@ void register_sweep(py::module_& m) {
   m.def("symmetry_defect", &symmetry_defect, py::arg("H"), where, py::arg("defect") = py::none(),
         "max |H_ij - H_ji| / max |H_ij|; NaN if an entry is not finite.");
   m.def("gather", &gather, py::arg("H"), py::arg("order"), py::arg("A"), where, "A = H in reversed sweep order.");
+  m.def("symmetry_defect_batch", &symmetry_defect_batch, py::arg("H"), py::arg("defects"), where,
+        "The same for many matrices; defects receives what `symmetry_defect` returns.");
+  m.def("gather_batch", &gather_batch, py::arg("H"), py::arg("order"), py::arg("dead"), py::arg("A"), where,
+        "The same for many matrices, with zeros for dead inputs.");
   m.def("cholesky", &cholesky, py::arg("A"), py::arg("diagonal"), where, py::arg("pivot") = py::none(),
         "Factors A in place; -1, or the sweep position of the pivot that failed.");
   m.def("cholesky_batch", &cholesky_batch, py::arg("A"), py::arg("diagonal"), py::arg("pivot"), where,

@@ -49,6 +49,7 @@ __device__ int cholesky_rows(T (&a)[N], int lane, T& reciprocal) {
 // finite; it then counts as 1. Every thread of the block calls; before and after it a barrier has been passed.
 template <class T>
 __device__ void cholesky_block(T* a, int n, T* reciprocal, int* failed) {
+  int first = -1;  // what lane 0 has written
   for (int k0 = 0; k0 < n; k0 += kPanel) {
     if (threadIdx.x < 32) {  // the block on the diagonal, in the registers of one warp
       const int lane = static_cast<int>(threadIdx.x), width = n - k0 < kPanel ? n - k0 : kPanel;
@@ -63,7 +64,7 @@ __device__ void cholesky_block(T* a, int n, T* reciprocal, int* failed) {
           if (j <= lane) row[j] = x[j];
         reciprocal[k0 + lane] = scale;
       }
-      if (lane == 0 && bad >= 0 && *failed < 0) *failed = k0 + bad;
+      if (lane == 0 && bad >= 0 && first < 0) *failed = first = k0 + bad;
     }
     __syncthreads();
     const int next = k0 + kPanel;

@@ -3,8 +3,9 @@
 // Floor: T n^2 flops, half of a full product: T = 65 536, n = 4096 in bfloat16 1.4 ms at 790 TFLOP/s, in float32 22 ms
 // at 50; reading X takes 0.13 and 0.26 ms. The triangle is cut into squares: 2^(levels-1-k) pairs of width
 // block * 2^k off the diagonal at level k, and blocks on the diagonal, which are computed whole. Their number is such
-// that few multiprocessors idle: for n = 4096 one square of 2048 and two blocks of 2048, three rounds of
-// 132 tiles where a full product takes four, which should give 2.1 to 2.3 ms.
+// that few multiprocessors idle; where the pairs of a level would leave half of them idle, several slices of tokens go
+// side by side. For n = 4096 one square of 2048, two of 1024 and four blocks of 1024 take 1, 1/2 and 1 rounds of 132
+// tiles for a slice, where a full product takes four; 20 rounds for T = 65 536, which should give 1.8 to 1.9 ms.
 //
 // Accuracy with 16-bit X: products are exact, the tensor cores add them in float32 and cut off instead of rounding, a
 // slice of at most 8192 tokens at a time; H takes the slices with rounding. So
@@ -44,8 +45,15 @@ std::int64_t tiles(std::int64_t rows, std::int64_t columns, std::int64_t tile_co
   return ceil_div(rows, 128) * ceil_div(columns, tile_columns);
 }
 
+// Slices that go side by side in the products of a level, one product for each of its pairs, which then take
+// pairs / side rounds for a slice; or 1: the pairs of a slice go side by side.
+std::int64_t side_by_side(std::int64_t n, std::int64_t width, std::int64_t tile_columns, std::int64_t slices) {
+  const std::int64_t side = std::min(kConcurrent / tiles(width, width, tile_columns), slices);
+  return n % (2 * width) == 0 && side > n / (2 * width) ? side : 1;
+}
+
 // The cut with the fewest rounds of tiles; a launch counts as a twentieth of a round.
-Cut best_cut(std::int64_t n, std::int64_t tile_columns) {
+Cut best_cut(std::int64_t n, std::int64_t tile_columns, std::int64_t slices) {
   Cut best;
   double best_cost = std::numeric_limits<double>::infinity();
   for (int levels = 0; levels < 24; ++levels) {
@@ -57,7 +65,11 @@ Cut best_cut(std::int64_t n, std::int64_t tile_columns) {
         0.05 + static_cast<double>(ceil_div(ceil_div(n, block) * tiles(block, block, tile_columns), kConcurrent));
     for (int k = 0; k < levels; ++k) {
       const std::int64_t width = block << k, pairs = ceil_div(n, 2 * width);
-      cost += 0.05 + static_cast<double>(ceil_div(pairs * tiles(width, width, tile_columns), kConcurrent));
+      const std::int64_t side = side_by_side(n, width, tile_columns, slices);
+      if (side > 1)
+        cost += 1.05 * static_cast<double>(pairs) / static_cast<double>(side);
+      else
+        cost += 0.05 + static_cast<double>(ceil_div(pairs * tiles(width, width, tile_columns), kConcurrent));
     }
     if (cost < best_cost) {
       best_cost = cost;
@@ -96,20 +108,23 @@ struct Triangle {
   Cut cut;
   T* H;         // n x n
   T* diagonal;  // for each part: the blocks on the diagonal, block x block each
+  std::int64_t tile_columns, slices;
 
+  std::int64_t side(int level) const { return side_by_side(n, cut.block << level, tile_columns, slices); }
   std::int64_t part() const { return ceil_div(n, cut.block) * cut.block * cut.block; }
 
   // The tokens [0, tokens) of x, and for each further part the `tokens` that follow.
   void add(const In* x, std::int64_t ld, std::int64_t tokens, std::int64_t parts, bool first) const {
     for (int k = 0; k < cut.levels; ++k) {
       const std::int64_t width = cut.block << k, pairs = n / (2 * width);
+      if (side(k) > 1) continue;
       if (pairs > 0)
         multiply<In, T>(handle, width, width, tokens, x + width, x, ld, 2 * width, T(1), H + width, n,
                         2 * width * (n + 1), pairs);
       const std::int64_t i = pairs * 2 * width, j = i + width;  // a pair whose second half is cut short
       if (j < n) multiply<In, T>(handle, n - j, width, tokens, x + j, x + i, ld, 0, T(1), H + i * n + j, n, 0, 1);
     }
-    const T beta = first ? T(0) : T(1);
+    const T beta = first ? T(0) : T(1);  // the sums of the blocks on the diagonal begin with the first slice
     const std::int64_t block = cut.block, whole = n / block, rest = n - whole * block;
     if (parts > 1) {  // one block only
       multiply<In, T>(handle, n, n, tokens, x, x, ld, tokens * ld, beta, diagonal, block, part(), parts);
@@ -124,6 +139,19 @@ struct Triangle {
     }
   }
 };
+
+// The squares of one level, summed over `parts` of them each. A block of threads for each row of a square.
+template <class T>
+__global__ void add_squares(const T* squares, std::int64_t width, std::int64_t parts, std::int64_t n, T* H) {
+  const std::int64_t pair = blockIdx.x / width, i = blockIdx.x % width, corner = 2 * width * pair;
+  const T* const row = squares + (pair * parts * width + i) * width;
+  T* const to = H + (corner + i) * n + corner + width;
+  for (std::int64_t j = threadIdx.x; j < width; j += kThreads) {
+    T sum = 0;
+    for (std::int64_t p = 0; p < parts; ++p) sum += row[p * width * width + j];
+    to[j] += sum;
+  }
+}
 
 // The blocks on the diagonal, their upper triangles alone, summed over the parts. A block of threads for each row of H.
 template <class T>
@@ -158,6 +186,33 @@ __global__ void convert(const In* x, std::int64_t stride, const Out* weights, st
   }
 }
 
+// A level whose products are of several slices.
+template <class In, class T>
+void squares_side_by_side(const Execution& exec, Scratch& scratch, const Triangle<In, T>& triangle, int level,
+                          const In* x, std::int64_t ld, std::int64_t rows) {
+  const std::int64_t side = triangle.side(level), n = triangle.n, width = triangle.cut.block << level;
+  if (side == 1) return;
+  const std::int64_t pairs = n / (2 * width), square = width * width;
+  T* const squares = scratch.get<T>(pairs * side * square);
+  std::int64_t begin = 0;
+  while (begin < rows) {  // the first `side` slices are whole, so that all sums have begun
+    std::int64_t parts = std::min(side, (rows - begin) / kSlice), tokens = kSlice;
+    if (parts == 0) {
+      parts = 1;
+      tokens = rows - begin;
+    }
+    for (std::int64_t p = 0; p < pairs; ++p) {
+      const In* const at = x + begin * ld + 2 * width * p;
+      multiply<In, T>(triangle.handle, width, width, tokens, at + width, at, ld, tokens * ld, begin == 0 ? T(0) : T(1),
+                      squares + p * side * square, width, square, parts);
+    }
+    begin += parts * tokens;
+  }
+  add_squares<T>
+      <<<static_cast<unsigned>(pairs * width), kThreads, 0, stream(exec)>>>(squares, width, side, n, triangle.H);
+  QUADRIC_CUDA_LAUNCHED();
+}
+
 // X is multiplied as numbers of type Mul: its own, or T.
 template <class In, class Mul, class T>
 void accumulate(const Execution& exec, const StoredRows& X, const T* weights, MatrixView<T> H) {
@@ -171,8 +226,9 @@ void accumulate(const Execution& exec, const StoredRows& X, const T* weights, Ma
 
   Scratch scratch(exec);
   constexpr std::int64_t tile_columns = sizeof(Mul) == 2 ? 256 : 128;
-  const Cut cut = best_cut(n, tile_columns);
-  Triangle<Mul, T> triangle{blas(exec, scratch), n, cut, H.data, nullptr};
+  const std::int64_t slices = as_is ? X.rows / kSlice : 0;  // that may go side by side
+  const Cut cut = best_cut(n, tile_columns, slices);
+  Triangle<Mul, T> triangle{blas(exec, scratch), n, cut, H.data, nullptr, tile_columns, slices};
 
   // Where one product leaves multiprocessors idle, several slices of tokens go side by side, each to its own part.
   std::int64_t side = cut.levels > 0 ? 1 : std::max<std::int64_t>(1, kConcurrent / tiles(n, n, tile_columns));
@@ -202,6 +258,9 @@ void accumulate(const Execution& exec, const StoredRows& X, const T* weights, Ma
       triangle.add(copy, ld, tokens, parts, begin == 0);
     }
     begin += parts * tokens;
+  }
+  for (int k = 0; k < cut.levels; ++k) {
+    if constexpr (std::is_same_v<In, Mul>) squares_side_by_side(exec, scratch, triangle, k, x, X.row_stride, X.rows);
   }
   add_diagonal<T><<<static_cast<unsigned>(n), kThreads, 0, stream(exec)>>>(triangle.diagonal, cut.block, side,
                                                                            triangle.part(), n, H.data);

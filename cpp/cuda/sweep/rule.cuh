@@ -27,6 +27,8 @@ struct Number<float> {
   static __device__ float from_bits(Int x) { return __int_as_float(x); }
   static __device__ float product(float a, float b) { return __fmul_rn(a, b); }
   static __device__ float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+  // x cut to [low, high], which are numbers; `low` where x is NaN. One instruction for each end.
+  static __device__ float clamp(float x, float low, float high) { return fminf(fmaxf(x, low), high); }
   // 1 / x for x of ordinary size, within an ulp, without a branch
   static __device__ float reciprocal(float x) {
 #ifdef __CUDA_ARCH__
@@ -52,6 +54,10 @@ struct Number<double> {
   static __device__ double from_bits(Int x) { return __longlong_as_double(x); }
   static __device__ double product(double a, double b) { return __dmul_rn(a, b); }
   static __device__ double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
+  static __device__ double clamp(double x, double low, double high) {
+    x = x > low ? x : low;
+    return x < high ? x : high;
+  }
   static __device__ double reciprocal(double x) { return 1.0 / x; }
 };
 
@@ -207,10 +213,15 @@ template <class T>
 struct Candidate {
   T scale, inverse, low, high;
 
+  Candidate() = default;
   __device__ Candidate(const Rule<T>& rule, T scale_, T zero)
-      : scale(scale_), inverse(T(1) / scale_), low(-zero), high(T(rule.max_code) - zero) {}
+      : scale(scale_),
+        inverse(T(1) / scale_),
+        low(Number<T>::kRound - zero),
+        high(Number<T>::kRound + (T(rule.max_code) - zero)) {}
   __device__ T error(const Rule<T>& rule, T x) const {
-    const T d = nearest<T>(lower<T>(higher<T>(Number<T>::product(x, inverse), low), high)) * scale - x;
+    const T level = Number<T>::clamp(Number<T>::fused(x, inverse, Number<T>::kRound), low, high) - Number<T>::kRound;
+    const T d = level * scale - x;
     return rule.squares ? d * d : power<T>(magnitude<T>(d), rule.norm);
   }
 };

@@ -2,7 +2,7 @@
 //
 // Floor: m n^2 flops at 50 TFLOP/s, 1.4 ms for 4096 x 4096. Products within a panel of 512 columns have a depth of 128
 // and take 1/8 of these flops at about half the rate; those that leave the panel have a depth of 512. With 32 blocks of
-// 20 us (block.cu) this should reach 2.5 ms.
+// 15 us (block.cu) this should reach 2.5 ms.
 #include "quadric/cuda/sweep.hpp"
 
 #include <algorithm>

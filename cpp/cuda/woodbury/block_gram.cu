@@ -43,8 +43,7 @@ struct Rows {
     const std::int64_t at = begin - late + 16 * q;
     const std::int64_t left = row < rows ? bytes - at : 0;
     const int valid = left < 0 ? 0 : left > 16 ? 16 : static_cast<int>(left);
-    const char* const somewhere = reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(data) & ~15ull);
-    copy_async(to + 16 * q, valid > 0 ? data + row * row_bytes + at : somewhere, valid);
+    copy_async(to + 16 * q, data + row * row_bytes + at, valid);
   }
 };
 

@@ -5,8 +5,9 @@
 // conversions take 0.28 of that time in float32 and 0.57 in 16 bits. Each thread has 128 bytes of G on the way, 64 KB a
 // multiprocessor; 40 KB would do.
 //
-// Column norms: (m + e)^2 d flops at 60 TFLOP/s; m = 512, d = 4 M: 17 ms, and three reads and two writes of L^-1 G in
-// float64 (16 GB), in slabs, 20 ms. cuBLAS solves; the rest goes at the speed of memory.
+// Column norms: (m + e)^2 d flops at 60 TFLOP/s; m = 512, d = 4 M: 17 ms. Slabs of G become float64, 26 GB of traffic =
+// 6 ms; triangles of 64 rows are solved by a kernel of ours, 32 GB = 8 ms and half a read of shared memory for every
+// multiply-add, to be reached: 12 ms; what lies between them are products by cuBLAS, 28 ms. With all of it 50 ms.
 #include <cstdint>
 
 #include "quadric/cuda/woodbury.hpp"
@@ -349,6 +350,112 @@ __global__ void __launch_bounds__(kThreads)
   for (std::int64_t r = blockIdx.y; r < G.count; r += gridDim.y) to[r * width] = wide(*G.at(r, column + j));
 }
 
+// The same for one block whose columns come 16 bytes at a time.
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    widen_packs_kernel(const Rows<S> G, const std::int64_t column, const std::int64_t width,
+                       const std::int64_t first_row, double* __restrict__ X) {
+  const std::int64_t j = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kPack<S>;
+  if (j >= width) return;
+#pragma unroll 2
+  for (std::int64_t r = blockIdx.y; r < G.count; r += gridDim.y) {
+    double entry[kPack<S>];
+    widen<S>(__ldcs(reinterpret_cast<const uint4*>(G.at(r, column + j))), entry);
+    auto* const to = reinterpret_cast<double2*>(X + (r + first_row) * width + j);
+#pragma unroll
+    for (int i = 0; i < kPack<S>; i += 2) to[i / 2] = double2{entry[i], entry[i + 1]};
+  }
+}
+
+// Rows [0, n) of X become L^-1 X by substitution; their squares are added to `out`, which begins here if `first`. What
+// nobody needs any more, because `last`, need not be in X. A thread for each column: X at X + r width, L(i, j) at
+// L + i m + j, n <= kSolved.
+constexpr int kSolved = 64, kHeld = 32;  // rows of a launch, and those of them that a thread holds
+constexpr int kSolvers = 128;            // threads
+constexpr int kApart = kSolved + 2;      // of columns of L in shared memory, against bank conflicts
+
+__global__ void __launch_bounds__(kSolvers, 4)
+    solve_kernel(const double* __restrict__ L, const std::int64_t m, const int n, double* X, const std::int64_t width,
+                 const bool first, const bool last, double* __restrict__ out) {
+  __shared__ double2 columns[kSolved * kApart / 2];  // L(i, j) is number j kApart + i; zero outside the triangle
+  __shared__ double reciprocal[kSolved];
+  double* const l = reinterpret_cast<double*>(columns);
+  const int thread = static_cast<int>(threadIdx.x);
+  const std::int64_t j = static_cast<std::int64_t>(blockIdx.x) * kSolvers + thread;
+  for (int at = thread; at < kSolved * kSolved; at += kSolvers) {
+    const int i = at / kSolved, c = at % kSolved;
+    l[c * kApart + i] = i < n && c < i ? L[i * m + c] : 0.0;
+  }
+  if (thread < kSolved) reciprocal[thread] = thread < n ? 1 / L[thread * (m + 1)] : 1.0;
+  __syncthreads();
+  if (j >= width) return;
+  double sum = first ? 0.0 : out[j];
+  double* const column = X + j;
+  for (int c = 0; c < n; c += kHeld) {
+    double x[kHeld];
+    const double* from = column + c * width;
+#pragma unroll
+    for (int u = 0; u < kHeld; ++u, from += width) x[u] = c + u < n ? *from : 0.0;
+#pragma unroll 2
+    for (int q = 0; q < c; ++q) {  // what the thread has found before
+      const double y = column[q * width];
+      const double2* const pairs = columns + (q * kApart + c) / 2;
+#pragma unroll
+      for (int u = 0; u < kHeld / 2; ++u) {
+        const double2 pair = pairs[u];
+        x[2 * u] -= y * pair.x;
+        x[2 * u + 1] -= y * pair.y;
+      }
+    }
+    const bool write = !last || c + kHeld < n;
+    double* to = column + c * width;
+#pragma unroll
+    for (int u = 0; u < kHeld; ++u, to += width) {
+      if (c + u >= n) break;
+      x[u] *= reciprocal[c + u];
+      if (write) *to = x[u];
+      sum += x[u] * x[u];
+      const double2* const pairs = columns + ((c + u) * kApart + c) / 2;
+#pragma unroll
+      for (int v = u / 2; v < kHeld / 2; ++v) {
+        const double2 pair = pairs[v];
+        if (2 * v > u) x[2 * v] -= x[u] * pair.x;
+        if (2 * v + 1 > u) x[2 * v + 1] -= x[u] * pair.y;
+      }
+    }
+  }
+  out[j] = sum;
+}
+
+// L^-1 X for m rows of X of `width` columns each, and the sums of their squares: halves, each solved for in turn, with
+// a matrix product between them.
+struct Substitution {
+  cublasHandle_t handle;
+  cudaStream_t stream;
+  const double* L;
+  std::int64_t m;
+  double* X;
+  std::int64_t width;
+  double* out;
+
+  void rows(std::int64_t k, std::int64_t n) const {
+    if (n <= kSolved) {
+      solve_kernel<<<grid_of(ceil_div(width, kSolvers)), kSolvers, 0, stream>>>(
+          L + k * (m + 1), m, static_cast<int>(n), X + k * width, width, k == 0, k + n == m, out);
+      QUADRIC_CUDA_LAUNCHED();
+      return;
+    }
+    const std::int64_t half = ceil_div(ceil_div(n, kSolved), 2) * kSolved, rest = n - half, next = k + half;
+    rows(k, half);
+    // To BLAS X is width x m by columns, and rows of L are columns.
+    const double minus = -1, one = 1;
+    QUADRIC_CUDA(cublasDgemm(handle, CUBLAS_OP_N, CUBLAS_OP_N, static_cast<int>(width), static_cast<int>(rest),
+                             static_cast<int>(half), &minus, X + k * width, static_cast<int>(width), L + next * m + k,
+                             static_cast<int>(m), &one, X + next * width, static_cast<int>(width)));
+    rows(next, rest);
+  }
+};
+
 // out[j] = sum_r X[b][r][j]^2, j counting through the blocks.
 __global__ void __launch_bounds__(kThreads)
     squares_kernel(const double* __restrict__ X, const std::int64_t blocks, const std::int64_t width,
@@ -375,6 +482,13 @@ template <class S>
 void widen_rows(const Execution& exec, const Rows<S>& G, std::int64_t column, std::int64_t blocks, std::int64_t width,
                 std::int64_t m, std::int64_t first_row, double* X) {
   if (G.count == 0) return;
+  if (blocks == 1 && width % kPack<S> == 0 && aligned(Rows<S>{G.data + column, G.count, G.stride})) {
+    const dim3 grid(grid_of(ceil_div(width, kThreads * kPack<S>)),
+                    static_cast<unsigned>(std::min<std::int64_t>(ceil_div(G.count, 8), 65535)));
+    widen_packs_kernel<S><<<grid, kThreads, 0, stream(exec)>>>(G, column, width, first_row, X);
+    QUADRIC_CUDA_LAUNCHED();
+    return;
+  }
   const dim3 grid(grid_of(ceil_div(blocks * width, kThreads)),
                   static_cast<unsigned>(std::min<std::int64_t>(G.count, 65535)));
   widen_kernel<S><<<grid, kThreads, 0, stream(exec)>>>(G, column, blocks, width, m, first_row, X);
@@ -511,20 +625,18 @@ void column_norms(const Execution& exec, const StoredRows& G, const StoredRows& 
       const std::int64_t at = first_row;
       rows::with_type(*source, [&](auto g) { rows::widen_rows(exec, g, column, count, width, m, at, X); });
     }
-    // X = L^-1 X; to BLAS X is width x m and L an upper triangle, so it is X = X L^-1.
     const double* const factor = L + block * m * m;
-    const int n_rows = static_cast<int>(width), n = static_cast<int>(m);
     if (count == 1) {
-      QUADRIC_CUDA(cublasDtrsm(handle, CUBLAS_SIDE_RIGHT, CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_N, CUBLAS_DIAG_NON_UNIT,
-                               n_rows, n, &one, factor, n, X, n_rows));
-    } else {
-      const int blocks_now = static_cast<int>(count);
-      rows::pointers_kernel<<<rows::grid_of(rows::ceil_div(count, rows::kThreads)), rows::kThreads, 0, stream(exec)>>>(
-          factor, X, blocks_now, m * m, m * width, l, x);
-      QUADRIC_CUDA_LAUNCHED();
-      QUADRIC_CUDA(cublasDtrsmBatched(handle, CUBLAS_SIDE_RIGHT, CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_N,
-                                      CUBLAS_DIAG_NON_UNIT, n_rows, n, &one, l, n, x, n_rows, blocks_now));
+      rows::Substitution{handle, stream(exec), factor, m, X, width, out + column}.rows(0, m);
+      return;
     }
+    // X = L^-1 X; to BLAS X is width x m and L an upper triangle, so it is X = X L^-1.
+    const int n_rows = static_cast<int>(width), n = static_cast<int>(m), blocks_now = static_cast<int>(count);
+    rows::pointers_kernel<<<rows::grid_of(rows::ceil_div(count, rows::kThreads)), rows::kThreads, 0, stream(exec)>>>(
+        factor, X, blocks_now, m * m, m * width, l, x);
+    QUADRIC_CUDA_LAUNCHED();
+    QUADRIC_CUDA(cublasDtrsmBatched(handle, CUBLAS_SIDE_RIGHT, CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_N,
+                                    CUBLAS_DIAG_NON_UNIT, n_rows, n, &one, l, n, x, n_rows, blocks_now));
     rows::squares_kernel<<<rows::grid_of(rows::ceil_div(count * width, rows::kThreads)), rows::kThreads, 0,
                            stream(exec)>>>(X, count, width, m, out + column);
     QUADRIC_CUDA_LAUNCHED();

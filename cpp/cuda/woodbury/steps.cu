@@ -1,8 +1,9 @@
 // What the updates of Kronecker factors need beside the passes over the factors, so that the host need not look.
 //
 // inverse_steps: one block of threads for each factor. Floor for k = 1: U, V and the diagonal of J are read and Y is
-// written, 5 n numbers, less than a launch takes: 5 us. With k = 27 and n = 4096, 2 k^2 n products in float64 on one
-// multiprocessor, 0.1 ms. blend and scale_to_norm: one read and one write at 4.2 TB/s.
+// written, 5 n numbers, less than a launch takes: 5 us, of which the reads, all on the way at once, and two sums over
+// the block are 3. With k = 27 and n = 4096, 2 k^2 n products in float64 on one multiprocessor, 0.1 ms. blend and
+// scale_to_norm: one read and one write at 4.2 TB/s.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -34,9 +35,37 @@ struct Factors {
   int k[kFactors];
 };
 
+// What a launch writes of its factors.
+struct Results {
+  double *alpha, *delta, *sign;
+  std::int32_t* status;
+  double* report;
+
+  __device__ void write(int f, Trouble trouble, const StepRule& rule, double a, double b, double first,
+                        double second) const {
+    alpha[f] = trouble == kFine ? a : 1;
+    delta[f] = trouble == kFine ? b : 0;
+    sign[f] = rule.sign;
+    status[f] = trouble;
+    report[2 * f] = first;
+    report[2 * f + 1] = second;
+  }
+};
+
 __device__ double warp_sum(double x) {
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
   return x;
+}
+
+// The sum of x[l] over the lanes for lane l: half of the numbers go to the other half of the lanes, five times.
+template <int kHalf = 16>
+__device__ __forceinline__ double sum_for_lane(double (&x)[32]) {
+  const bool upper = (threadIdx.x & kHalf) != 0;
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i)
+    x[i] = (upper ? x[i + kHalf] : x[i]) + __shfl_xor_sync(0xffffffffu, upper ? x[i] : x[i + kHalf], kHalf);
+  if constexpr (kHalf > 1) return sum_for_lane<kHalf / 2>(x);
+  return x[0];
 }
 
 // The smallest of some numbers, the first of them where there are several; NaN is smaller than all others.
@@ -49,6 +78,15 @@ struct Least {
     if (theirs < mine || (theirs == mine && where < at)) value = other, at = where;
   }
 };
+
+__device__ void warp_extremes(Least& least, double& most) {
+  for (int step = 16; step > 0; step /= 2) {
+    const double value = __shfl_xor_sync(0xffffffffu, least.value, step);
+    const std::int64_t at = __shfl_xor_sync(0xffffffffu, least.at, step);
+    least.take(value, at);
+    most = fmax(most, __shfl_xor_sync(0xffffffffu, most, step));
+  }
+}
 
 // St(t, i) = S(i, t) for S = U V^T, and Nt likewise for N = V V^T, where i <= t or both are in one tile. Each warp
 // makes a tile, or, where there are fewer tiles than warps, the share of some columns, which are then added up in
@@ -64,7 +102,7 @@ __device__ void products(const T* U, const T* V, int k, std::int64_t n, double* 
     const int tile = item / parts, part = item % parts;
     const int i0 = tile % side * kTile, t0 = tile / side * kTile;
     if (i0 > t0) continue;
-    double s[kTile][kTile] = {}, m[kTile][kTile] = {};
+    double sums[2 * kTile * kTile] = {};  // of S and of N
     const std::int64_t end = n < (part + 1) * width ? n : (part + 1) * width;
     for (std::int64_t c = part * width + lane; c < end; c += 32) {
       double u[kTile], v[kTile], w[kTile];
@@ -78,24 +116,17 @@ __device__ void products(const T* U, const T* V, int k, std::int64_t n, double* 
       for (int x = 0; x < kTile; ++x)
 #pragma unroll
         for (int y = 0; y < kTile; ++y) {
-          s[x][y] = fma(u[x], w[y], s[x][y]);
-          m[x][y] = fma(v[x], w[y], m[x][y]);
+          double &s = sums[x * kTile + y], &m = sums[kTile * kTile + x * kTile + y];
+          s = fma(u[x], w[y], s);
+          m = fma(v[x], w[y], m);
         }
     }
-#pragma unroll
-    for (int x = 0; x < kTile; ++x)
-#pragma unroll
-      for (int y = 0; y < kTile; ++y) {
-        const double a = warp_sum(s[x][y]), b = warp_sum(m[x][y]);
-        if (lane != 0) continue;
-        if (parts > 1) {  // then every warp has one item at most, its own
-          shares[warp][x * kTile + y] = a;
-          shares[warp][kTile * kTile + x * kTile + y] = b;
-        } else if (i0 + x < k && t0 + y < k) {
-          St[(t0 + y) * k + i0 + x] = a;
-          Nt[(t0 + y) * k + i0 + x] = b;
-        }
-      }
+    const double total = sum_for_lane(sums);
+    const int inside = lane % (kTile * kTile), i = i0 + inside / kTile, t = t0 + inside % kTile;
+    if (parts > 1)  // then every warp has one item at most, its own
+      shares[warp][lane] = total;
+    else if (i < k && t < k)
+      (lane < kTile * kTile ? St : Nt)[t * k + i] = total;
   }
   __syncthreads();
   if (parts == 1) return;
@@ -117,8 +148,7 @@ __device__ void products(const T* U, const T* V, int k, std::int64_t n, double* 
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    steps_kernel(const __grid_constant__ Factors<T> factors, StepRule rule, double* alpha, double* delta,
-                 std::int32_t* status, double* report) {
+    steps_kernel(const __grid_constant__ Factors<T> factors, StepRule rule, Results results) {
   extern __shared__ double matrices[];
   __shared__ double power[kLargest + 1], past[kLargest];
   __shared__ double shares[kWarps][2 * kTile * kTile];
@@ -216,12 +246,7 @@ __global__ void __launch_bounds__(kThreads)
       mine.take(entry, c);
       most = fmax(most, entry);
     }
-    for (int step = 16; step > 0; step /= 2) {
-      const double value = __shfl_xor_sync(0xffffffffu, mine.value, step);
-      const std::int64_t at = __shfl_xor_sync(0xffffffffu, mine.at, step);
-      mine.take(value, at);
-      most = fmax(most, __shfl_xor_sync(0xffffffffu, most, step));
-    }
+    warp_extremes(mine, most);
     if (lane == 0) {
       least[warp] = mine.value;
       least_at[warp] = mine.at;
@@ -243,13 +268,114 @@ __global__ void __launch_bounds__(kThreads)
 
   if (trouble != kFine)
     for (std::int64_t i = thread; i < k * n; i += kThreads) Y[i] = T(0);
-  if (thread == 0) {
-    alpha[f] = trouble == kFine ? power[k] : 1;
-    delta[f] = trouble == kFine ? identity(k) : 0;
-    status[f] = trouble;
-    report[2 * f] = first;
-    report[2 * f + 1] = second;
+  if (thread == 0) results.write(f, trouble, rule, power[k], identity(k), first, second);
+}
+
+// One vector for each factor. A thread keeps its entries of U, V and the diagonal, as far as there is room.
+constexpr int kOneThreads = 1024, kOneWarps = kOneThreads / 32;
+
+// Sums and extremes over the block, the same in all threads.
+__device__ void block_sums(double& a, double& b) {
+  __shared__ double of_warp[2][kOneWarps];
+  a = warp_sum(a);
+  b = warp_sum(b);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (lane == 0) of_warp[0][warp] = a, of_warp[1][warp] = b;
+  __syncthreads();
+  a = warp_sum(of_warp[0][lane]);
+  b = warp_sum(of_warp[1][lane]);
+}
+
+__device__ void block_extremes(Least& least, double& most) {
+  __shared__ double values[kOneWarps], largest[kOneWarps];
+  __shared__ std::int64_t places[kOneWarps];
+  warp_extremes(least, most);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (lane == 0) values[warp] = least.value, places[warp] = least.at, largest[warp] = most;
+  __syncthreads();
+  least.value = values[lane];
+  least.at = places[lane];
+  most = largest[lane];
+  warp_extremes(least, most);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kOneThreads)
+    one_step_kernel(const __grid_constant__ Factors<T> factors, StepRule rule, Results results) {
+  constexpr int kKept = 32 / sizeof(T);
+  constexpr std::int64_t kAtOnce = kKept * kOneThreads;
+  const int f = blockIdx.x, thread = threadIdx.x;
+  const std::int64_t n = factors.n[f];
+  const T *J = factors.J[f], *V = factors.V[f], *U = factors.U[f];
+  T* const Y = factors.Y[f];
+
+  T u[kKept] = {}, v[kKept] = {}, diagonal[kKept] = {};
+  const auto read = [&](std::int64_t start, bool with_diagonal) {
+#pragma unroll
+    for (int x = 0; x < kKept; ++x) {
+      const std::int64_t c = start + x * kOneThreads + thread;
+      if (c >= n) break;
+      u[x] = U[c];
+      v[x] = V[c];
+      if (with_diagonal) diagonal[x] = J[c * (n + 1)];
+    }
+  };
+  double s = 0, m = 0;  // U V^T and V V^T
+  for (std::int64_t start = (n - 1) / kAtOnce * kAtOnce; start >= 0; start -= kAtOnce) {
+    read(start, start == 0);
+#pragma unroll
+    for (int x = 0; x < kKept; ++x) {
+      if (start + x * kOneThreads + thread >= n) break;
+      s = fma(static_cast<double>(u[x]), static_cast<double>(v[x]), s);
+      m = fma(static_cast<double>(v[x]), static_cast<double>(v[x]), m);
+    }
   }
+  block_sums(s, m);
+
+  Trouble trouble = isfinite(s) ? kFine : kNotFinite;
+  double first = 0, second = 0, r = 1, q = 0;
+  const double identity = rule.b * (1 - rule.a) / (1 - rule.a);
+  if (rule.blended) {
+    r = rule.a;
+    q = rule.b;
+  }
+  const double pivot = rule.base + rule.slope * (r * s + q * m);
+  if (trouble == kFine && !(s >= 0 && pivot > 0 && pivot < INFINITY)) {
+    trouble = kBadPivot;
+    first = s;
+    second = pivot;
+  }
+  if (trouble == kFine) {
+    const double factor = sqrt(rule.weight / pivot);
+    r *= factor;
+    q *= factor;
+    Least least;
+    double most = -INFINITY;
+    for (std::int64_t start = 0; start < n; start += kAtOnce) {
+      if (start > 0) read(start, true);
+#pragma unroll
+      for (int x = 0; x < kKept; ++x) {
+        const std::int64_t c = start + x * kOneThreads + thread;
+        if (c >= n) break;
+        const double y = r * static_cast<double>(u[x]) + q * static_cast<double>(v[x]);
+        Y[c] = static_cast<T>(y);
+        const double entry = rule.a * static_cast<double>(diagonal[x]) + identity + rule.sign * (y * y);
+        least.take(entry, c);
+        most = fmax(most, entry);
+      }
+    }
+    block_extremes(least, most);
+    if (!(least.value > 0)) {
+      trouble = kBadDiagonal;
+      first = static_cast<double>(least.at);
+      second = least.value;
+    } else if (!(most < static_cast<double>(std::numeric_limits<T>::max()))) {
+      trouble = kTooLarge;
+    }
+  }
+  if (trouble != kFine)
+    for (std::int64_t c = thread; c < n; c += kOneThreads) Y[c] = T(0);
+  if (thread == 0) results.write(f, trouble, rule, rule.a, identity, first, second);
 }
 
 template <class T>
@@ -394,7 +520,8 @@ void require_contiguous(const MatrixView<T>& a, std::int64_t rows, std::int64_t 
 template <class T>
 void inverse_steps(const Execution& exec, std::int64_t count, const MatrixView<const T>* J,
                    const MatrixView<const T>* V, const MatrixView<const T>* U, const MatrixView<T>* Y,
-                   const StepRule& rule, double* alpha, double* delta, std::int32_t* status, double* report) {
+                   const StepRule& rule, double* alpha, double* delta, double* sign, std::int32_t* status,
+                   double* report) {
   QUADRIC_REQUIRE(rule.a > 0 && rule.a != 1, "a must be above 0 and not 1");
   Scratch scratch(exec);
   const std::int64_t room = shared_limit() - 16 * 1024;  // the rest is what the kernel has of fixed size
@@ -402,6 +529,7 @@ void inverse_steps(const Execution& exec, std::int64_t count, const MatrixView<c
     const auto here = static_cast<int>(std::min<std::int64_t>(kFactors, count - start));
     Factors<T> factors = {};
     std::int64_t shared = 0;
+    bool one = true;  // vector for each factor
     for (int f = 0; f < here; ++f) {
       const std::int64_t i = start + f, n = J[i].rows, k = V[i].rows;
       QUADRIC_REQUIRE(k >= 1 && k <= kLargest && n >= 1, "V must have 1 to 256 rows");
@@ -416,16 +544,23 @@ void inverse_steps(const Execution& exec, std::int64_t count, const MatrixView<c
       factors.Y[f] = Y[i].data;
       factors.n[f] = n;
       factors.k[f] = static_cast<int>(k);
+      one = one && k == 1;
       if (bytes <= room)
         shared = std::max(shared, bytes);
       else
         factors.work[f] = scratch.get<double>(4 * k * k);
     }
+    const Results results{alpha + start, delta + start, sign + start, status + start, report + 2 * start};
+    if (one) {
+      one_step_kernel<T><<<static_cast<unsigned>(here), kOneThreads, 0, stream(exec)>>>(factors, rule, results);
+      QUADRIC_CUDA_LAUNCHED();
+      continue;
+    }
     if (shared > 32 * 1024)
       QUADRIC_CUDA(
           cudaFuncSetAttribute(steps_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
     steps_kernel<T><<<static_cast<unsigned>(here), kThreads, static_cast<std::size_t>(shared), stream(exec)>>>(
-        factors, rule, alpha + start, delta + start, status + start, report + 2 * start);
+        factors, rule, results);
     QUADRIC_CUDA_LAUNCHED();
   }
 }
@@ -486,15 +621,16 @@ void lost_block(const Execution& exec, const T* w, const bool* mask, std::int64_
   QUADRIC_CUDA_LAUNCHED();
 }
 
-#define QUADRIC_INSTANTIATE(T)                                                                                      \
-  template QUADRIC_API void inverse_steps(                                                                          \
-      const Execution&, std::int64_t, const MatrixView<const T>*, const MatrixView<const T>*,                       \
-      const MatrixView<const T>*, const MatrixView<T>*, const StepRule&, double*, double*, std::int32_t*, double*); \
-  template QUADRIC_API void blend(const Execution&, std::int64_t, const MatrixView<T>*, const double*, double,      \
-                                  double);                                                                          \
-  template QUADRIC_API void scale_to_norm(const Execution&, MatrixView<const T>, MatrixView<const T>, bool,         \
-                                          MatrixView<T>, double*);                                                  \
-  template QUADRIC_API void lost_block(const Execution&, const T*, const bool*, std::int64_t, std::int64_t,         \
+#define QUADRIC_INSTANTIATE(T)                                                                                 \
+  template QUADRIC_API void inverse_steps(const Execution&, std::int64_t, const MatrixView<const T>*,          \
+                                          const MatrixView<const T>*, const MatrixView<const T>*,              \
+                                          const MatrixView<T>*, const StepRule&, double*, double*, double*,    \
+                                          std::int32_t*, double*);                                             \
+  template QUADRIC_API void blend(const Execution&, std::int64_t, const MatrixView<T>*, const double*, double, \
+                                  double);                                                                     \
+  template QUADRIC_API void scale_to_norm(const Execution&, MatrixView<const T>, MatrixView<const T>, bool,    \
+                                          MatrixView<T>, double*);                                             \
+  template QUADRIC_API void lost_block(const Execution&, const T*, const bool*, std::int64_t, std::int64_t,    \
                                        std::int64_t*);
 QUADRIC_INSTANTIATE(float)
 QUADRIC_INSTANTIATE(double)

@@ -58,10 +58,16 @@ __device__ inline char* dynamic_shared() {
   return memory;
 }
 
-// 16 bytes, the first `valid` of them from memory and zeros after them; addresses are multiples of 16.
+// 16 bytes, the first `valid` of them from memory and zeros after them; addresses are multiples of 16. The last bytes
+// of a row are copied one by one, because a checker of memory takes every asynchronous copy for 16 bytes.
 __device__ inline void copy_async(char* to, const char* from, int valid) {
-  const auto shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(valid) : "memory");
+  if (valid == 16) {
+    const auto shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < 16; ++i) to[i] = i < valid ? from[i] : char(0);
 }
 
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -137,8 +137,7 @@ def _on_gpu(
 
     w, h = arrays.contiguous(w), arrays.contiguous(h)
     defects = space.empty(k, np.float64)
-    for i in range(k):
-        run(kernels.symmetry_defect, h[i], result=defects[i : i + 1])
+    run(kernels.symmetry_defect_batch, h, defects)
     diagonals = h.diagonals().host().astype(np.float64)
     crooked = ~(defects.host() <= np.sqrt(np.finfo(w.dtype).eps))
 
@@ -149,10 +148,8 @@ def _on_gpu(
     perms = np.stack([permutation(order, d) for d in diagonals])
     A = space.empty((k, n, n), w.dtype)
     there = space.from_host(perms)
-    for i in range(k):
-        run(kernels.gather, h[i], there[i], A[i])
-        if dead[i].any():
-            arrays.clear(A[i], n - 1 - np.flatnonzero(dead[i][perms[i]]), rows=True)
+    gone = space.from_host(dead) if dead.any() else None
+    run(kernels.gather_batch, h, there, gone, A)
     pivots = space.empty(k, np.int64)
     along = space.from_host(np.take_along_axis(damped, perms, axis=1))
     run(kernels.cholesky_batch, A, along, pivots)
@@ -161,12 +158,15 @@ def _on_gpu(
     scales = space.empty((k, m, grid.groups), w.dtype)
     zeros = space.empty((k, m, grid.groups), np.uint8)
     group = grid.index(np.arange(n))
+    indices = np.empty((k, n), group.dtype)
+    np.put_along_axis(indices, perms, np.broadcast_to(group, (k, n)), axis=1)
+    index = space.from_host(indices)
     run(
         kernels.sweep_batch,
         w,
         A,
         there,
-        space.from_host(dead) if dead.any() else None,
+        gone,
         space.from_host(group),
         grid.width,
         0,
@@ -189,23 +189,21 @@ def _on_gpu(
         None,
         loss,
     )
-    bad = crooked | (live == 0) | (means <= 0) | (pivots.host() >= 0)
-    if not arrays.all_finite(scales):
-        bad |= True  # one by one, so that the message is about the one that is meant
-
-    def result(i: int) -> QuantizedMatrix:
-        index = np.empty_like(group)
-        index[perms[i]] = group
-        like = arrays.like(W)
-        return QuantizedMatrix(
+    like = arrays.like(W)
+    results = [  # while the GPU works
+        QuantizedMatrix(
             codes=like(codes[i]),
             scales=like(scales[i]),
             zeros=like(zeros[i]),
-            group_index=like(space.from_host(index)),
+            group_index=like(index[i]),
             bits=grid.bits,
             group_size=grid.group_size,
             symmetric=grid.symmetric,
             loss=like(loss[i]),
         )
-
-    return [result(i) for i in range(k)], [int(i) for i in np.flatnonzero(bad)]
+        for i in range(k)
+    ]
+    bad = crooked | (live == 0) | (means <= 0) | (pivots.host() >= 0)
+    if not arrays.all_finite(scales):
+        bad |= True  # one by one, so that the message is about the one that is meant
+    return results, [int(i) for i in np.flatnonzero(bad)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from quadric import arrays, backends, checks, threads
+from quadric import arrays, backends, checks, device, threads
 from quadric.arrays import Array, Data
 from quadric.device import DeviceArray
 from quadric.errors import LinAlgError
@@ -78,6 +78,7 @@ class Factor:
     """
 
     _upper: Data = field(repr=False)
+    _there: Data = field(repr=False)  # the order, in the memory of R
     order: np.ndarray = field(repr=False)
     dead: np.ndarray = field(repr=False)
     damping: float
@@ -191,14 +192,13 @@ def factorize(
     gather = backends.resolve("sweep.gather", backend, h)
     cholesky = backends.resolve("sweep.cholesky", backend, h)
 
-    defect = backends.resolve("sweep.symmetry_defect", backend, h)(h, threads_used)
+    defect, original = _looked_at(h, backend, threads_used)
     if np.isnan(defect):
         checks.finite(h, "H")
     # The rounding of two products summed in different orders stays far below this.
     if not defect <= np.sqrt(np.finfo(h.dtype).eps):
         raise ValueError(f"H must be symmetric, got a relative defect of {defect:.2g}")
 
-    original = arrays.host(h.diagonal())
     diagonal = original.astype(np.float64)
     dead = diagonal == 0
     n_dead = int(np.count_nonzero(dead))
@@ -210,7 +210,8 @@ def factorize(
     perm = permutation(order, original)
 
     A = _own_memory(h) if overwrite_h else arrays.empty(h, (n, n), h.dtype)
-    gather(A if overwrite_h else h, arrays.beside(perm, h), A, threads_used)
+    there = arrays.beside(perm, h)
+    gather(A if overwrite_h else h, there, A, threads_used)
     if n_dead:  # where products underflowed, a zero diagonal may have neighbours
         arrays.clear(A, n - 1 - np.flatnonzero(dead[perm]), rows=True)
 
@@ -249,11 +250,24 @@ def factorize(
 
     return Factor(
         A[::-1, ::-1].T,
+        there,
         order=perm,
         dead=dead,
         damping=damping if fallback else attempts[-1].damping,
         report=FactorReport(tuple(attempts), fallback, n_dead),
     )
+
+
+def _looked_at(h: Data, backend: str | None, n_threads: int) -> tuple[float, np.ndarray]:
+    """Return the relative defect of the symmetry, and the diagonal; one wait for a GPU."""
+    kernel = backends.resolve("sweep.symmetry_defect", backend, h)
+    if not isinstance(h, DeviceArray):
+        return kernel(h, n_threads), h.diagonal()
+    found = h.space.empty(h.shape[0] + 1, np.float64)
+    h.space.run(device.sweep().symmetry_defect, h, result=found[:1])
+    found[1:].assign(h.diagonal())
+    on_host = found.host()
+    return float(on_host[0]), on_host[1:]
 
 
 def permutation(order: Any, diagonal: np.ndarray) -> np.ndarray:

@@ -30,8 +30,40 @@ def check_weights(W: Array, factor: Factor | None, *, required: bool = True) -> 
         if w.dtype != factor.dtype:
             raise TypeError(f"W must be {factor.dtype} as the factor, got {w.dtype}")
         arrays.together(w, factor._upper, "W", "the factor")
-    checks.finite(w, "W")
+    if not isinstance(w, DeviceArray):
+        checks.finite(w, "W")
     return w
+
+
+class _Finite:
+    """Looks at arrays on a GPU without waiting for it until the end."""
+
+    def __init__(self, w: Data) -> None:
+        self._found: DeviceArray | None = None
+        if isinstance(w, DeviceArray):
+            self._found = w.space.full(2, np.int64, -1)
+            self._look(w, 0)
+        self._w = w
+
+    def check(self, scales: Data) -> bool:
+        """Refuse weights that are not finite, and say whether `scales` are."""
+        if self._found is None:
+            return scales is None or arrays.all_finite(scales)
+        if scales is not None:
+            self._look(scales, 1)
+        of_weights, of_scales = self._found.host()
+        if of_weights >= 0:
+            checks.finite(self._w, "W")
+        return bool(of_scales < 0)
+
+    def _look(self, a: DeviceArray, place: int) -> None:
+        assert self._found is not None
+        if a.size:
+            a.space.run(
+                device.arrays().first_not_finite,
+                device.flat(a),
+                result=self._found[place : place + 1],
+            )
 
 
 def shift(
@@ -51,6 +83,7 @@ def shift(
     arrays.together(g, w, "cross", "W")
     checks.finite(g, "cross")
     if isinstance(w, DeviceArray):
+        checks.finite(w, "W")
         return _shift_on_gpu(w, factor, g, strength)
     backwards = factor.order[::-1]
     lower = factor.R.T[::-1, ::-1].T  # column-major: LAPACK takes it without a copy
@@ -88,29 +121,32 @@ def quantized(
 ) -> QuantizedMatrix:
     """Sweep `w`, the checked `W`, onto `grid`."""
     m, n = w.shape
+    finite = _Finite(w)
     workers = threads.resolve(n_threads)
     codes = arrays.empty(w, (m, n), np.uint8)
     scales = arrays.empty(w, (m, grid.groups), w.dtype)
     zeros = arrays.empty(w, (m, grid.groups), np.uint8)
     mask = None if pattern is patterns.NONE else _all_kept(w)
     group = grid.index(_order(factor, n))
+    group_index = np.empty_like(group)
+    group_index[_order(factor, n)] = group
+    there = arrays.beside(group, w)
+    index = there if np.array_equal(group, group_index) else arrays.beside(group_index, w)
     if not grid.dynamic and m:
         grid.fit(w, _dead(factor), scales, zeros, backend, workers)
     outputs = (codes, scales, zeros, None, mask if pattern.prunes else None)
-    loss = _call(w, factor, group, grid, pattern, feedback, outputs, backend, workers)
-    if not arrays.all_finite(scales):
+    loss = _call(w, factor, there, grid, pattern, feedback, outputs, backend, workers)
+    if not finite.check(scales):
         largest = np.abs(arrays.host(w)).max()
         raise ValueError(
             f"W must have ranges that {w.dtype} can hold, got entries up to {largest:.2g}"
         )
-    group_index = np.empty_like(group)
-    group_index[_order(factor, n)] = group
     like = arrays.like(W)
     return QuantizedMatrix(
         codes=like(codes),
         scales=like(scales),
         zeros=like(zeros),
-        group_index=like(arrays.beside(group_index, w)),
+        group_index=like(index),
         bits=grid.bits,
         group_size=grid.group_size,
         symmetric=grid.symmetric,
@@ -133,10 +169,12 @@ def pruned(
     m, n = w.shape
     weights = arrays.empty(w, (m, n), w.dtype)
     mask = _all_kept(w)
-    group = np.zeros(n, np.int32)
+    finite = _Finite(w)
+    group = arrays.zeros(w, n, np.int32)
     workers = threads.resolve(n_threads)
     outputs = (None, None, None, weights, mask if pattern.prunes else None)
     loss = _call(w, factor, group, None, pattern, feedback, outputs, backend, workers)
+    finite.check(None)
     like = arrays.like(W)
     return PrunedMatrix(like(weights), like(mask), None if loss is None else like(loss))
 
@@ -158,7 +196,7 @@ def _dead(factor: Factor | None) -> np.ndarray | None:
 def _call(
     w: Data,
     factor: Factor | None,
-    group: np.ndarray,
+    group: Data,
     grid: Grid | None,
     pattern: Pattern,
     feedback: bool,
@@ -190,9 +228,9 @@ def _call(
     kernel(
         w,
         None if factor is None else factor._upper,
-        arrays.beside(_order(factor, n), w),
+        arrays.beside(_order(factor, n), w) if factor is None else factor._there,
         None if (dead := _dead(factor)) is None else arrays.beside(dead, w),
-        arrays.beside(group, w),
+        group,
         *options,
         pattern.keep,
         pattern.out_of,

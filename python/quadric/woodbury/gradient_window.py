@@ -8,7 +8,6 @@ import numpy as np
 from quadric import arrays, checks, threads
 from quadric.arrays import Array, Data
 from quadric.device import DeviceArray
-from quadric.errors import LinAlgError
 from quadric.woodbury.rows import Passes, check_weights, coefficients
 from quadric.woodbury.window_inverse import WindowInverse, WindowOnGpu
 
@@ -196,18 +195,20 @@ class GradientWindow:
         """
         with threads.blas_limit(1):
             x, column = self._measured(g)
+            # What may not fit into memory comes before anything changes.
+            out = arrays.empty(x, (1, self.d), self._computing)
             saved = self._small.saved(self._head)
             unit: Data = self._small.replace(self._head, column, self._shift(len(column)))
             if unit is None:
                 try:
                     unit = self._small.solve(self._unit(len(column)))
-                except LinAlgError:
+                except BaseException:
                     self._small.restore(saved)
                     raise
             self._keep(x)
             self._placed = True
             self._like = arrays.like(g)
-            return self._like(self._push_through(unit))
+            return self._like(self._push_through(unit, out))
 
     def combine(self, weights: Array) -> Array:
         """Return ``F^-1 sum_i w_i g_i`` for gradients of the window: one pass over it.
@@ -471,7 +472,7 @@ class GradientWindow:
         arrays.assign(self._rows[self._head], self._row if self._rounds else x)
         self._head = (self._head + 1) % self.capacity
 
-    def _push_through(self, solved: Data) -> Data:
+    def _push_through(self, solved: Data, out: Data | None = None) -> Data:
         rows = self._rows[: self.count]
         divisor = self._divisor(self.count)
         if isinstance(solved, DeviceArray):
@@ -479,7 +480,7 @@ class GradientWindow:
             arrays.add(C, solved.reshape(1, 1, -1), divisor)
         else:
             C = (divisor * solved)[None, None]
-        return self._passes.combine(rows, C)[0]
+        return self._passes.combine(rows, C, out=out)[0]
 
 
 def _divided(X: Data, by: float) -> Data:

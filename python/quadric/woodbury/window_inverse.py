@@ -189,8 +189,8 @@ class WindowOnGpu:
         self.shift = shift
 
     def saved(self, row: int) -> tuple[Any, ...]:
-        """Return what :meth:`restore` needs; nothing where no error is raised."""
-        return (row, self.gram[:, row].copy(), self.count, self.shift) if self.check else ()
+        """Return what :meth:`restore` needs."""
+        return row, self.gram[:, row].copy(), self.count, self.shift
 
     def restore(self, saved: tuple[Any, ...]) -> None:
         """Undo what has happened since :meth:`saved`."""

@@ -45,6 +45,19 @@ QUADRIC_API void gather(const Execution& exec,
                         const std::int64_t* order,  // n, a permutation
                         MatrixView<T> A);           // n x n, contiguous rows
 
+// Both for `count` matrices, which stand one after the other. Rows and columns of dead inputs become zero.
+template <class T>
+QUADRIC_API void symmetry_defect_batch(const Execution& exec, std::int64_t count, std::int64_t n,
+                                       const T* H,    // count x n x n
+                                       double* out);  // count
+
+template <class T>
+QUADRIC_API void gather_batch(const Execution& exec, std::int64_t count, std::int64_t n,
+                              const T* H,                 // count x n x n, symmetric
+                              const std::int64_t* order,  // count x n, permutations
+                              const bool* dead,           // count x n, in the order of H, or null for none
+                              T* A);                      // count x n x n, not H
+
 // Factors what `gather` left in A, in place, with the diagonal replaced. *pivot = -1 and the strict lower triangle is
 // zero, or *pivot is the sweep position of the first pivot that was not positive and A is as it was but for its
 // diagonal, so that the call may be repeated with another one.

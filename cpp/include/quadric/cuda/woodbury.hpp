@@ -137,9 +137,9 @@ struct StepRule {
   double slope = 0;
 };
 
-// Y_i, alpha_i and delta_i for which the k_i steps with the rows of V_i are J <- alpha J + delta I + sign Y^T Y, given
-// U_i = V_i J_i. In float64.
-// status[i] = 0, or what is wrong with J_i, and then Y_i = 0, alpha_i = 1 and delta_i = 0:
+// Y_i, alpha_i, delta_i and sign_i for which the k_i steps with the rows of V_i are J <- alpha J + delta I + sign Y^T
+// Y, given U_i = V_i J_i: what symmetric_update takes. In float64. status[i] = 0, or what is wrong with J_i, and then
+// Y_i = 0, alpha_i = 1 and delta_i = 0:
 //   1  V J V^T is not finite
 //   2  report_i = v^T J v and the pivot base + slope v.z of a step: one of them is not positive
 //   3  report_i = r and entry (r, r) of the new J: it is not positive
@@ -153,6 +153,7 @@ QUADRIC_API void inverse_steps(const Execution& exec, std::int64_t count,
                                const StepRule& rule,
                                double* alpha,         // count
                                double* delta,         // count
+                               double* sign,          // count
                                std::int32_t* status,  // count
                                double* report);       // count x 2
 

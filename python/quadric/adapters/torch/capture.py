@@ -16,6 +16,9 @@ References: TypeAlias = dict[str, list[Tensor]]
 """Layer name to the inputs of one run of the model, one for each time the layer was called."""
 
 
+_CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True, eq=False)
 class SharedInput:
     """Layers that saw the same inputs, and the sums over these."""
@@ -203,6 +206,11 @@ def version(x: Tensor) -> int:
 def runs_on_gpu(weight: Tensor, backend: str | None) -> bool:
     """Say whether a layer is compressed where its weight is because that is a GPU."""
     return weight.is_cuda and backend in (None, "cuda") and backends.why_missing("cuda") is None
+
+
+def home(weight: Tensor, backend: str | None = None) -> torch.device:
+    """Return where the kernels for a weight work: on its GPU if they can, else on the CPU."""
+    return weight.device if runs_on_gpu(weight, backend) else _CPU
 
 
 def to_cpu(x: Tensor) -> Tensor:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from quadric import checks
+from quadric.adapters.torch.capture import home, runs_on_gpu
 from quadric.adapters.torch.files import CONFIG, new_folder, read_json
 from quadric.errors import LinAlgError
 from quadric.woodbury import BlockFisher
@@ -81,8 +83,12 @@ class FisherCollector:
 
     Notes
     -----
-    A gradient scaled by ``torch.amp.GradScaler`` must be unscaled first. What is on another
-    device is copied to the CPU, one gradient at a time.
+    A gradient scaled by ``torch.amp.GradScaler`` must be unscaled first.
+
+    On a GPU that the CUDA kernels can be used on, a matrix is where its (first) parameter was when
+    the collector was made, and :meth:`collect` does not wait: gradients there are not looked at for
+    NaN and Inf, but results are. What is on any other device is copied to the CPU, one gradient at
+    a time.
 
     Examples
     --------
@@ -166,8 +172,8 @@ class FisherCollector:
         Raises
         ------
         ValueError
-            If no parameter has a gradient, or one has another shape or is not finite. Nothing
-            is taken then.
+            If no parameter has a gradient, or one has another shape or is not finite (that is
+            found out in the results on a GPU, see the notes). Nothing is taken then.
         """
         members = [member for part in self._parts for member in part.members]
         if gradients is None:
@@ -264,9 +270,9 @@ class FisherCollector:
             raise ValueError(f"masks must be of {self.names}, got {tuple(masks)}")
         found = {}
         for part in self._ready():
-            mask = torch.ones(part.width, dtype=torch.bool)
+            mask = torch.ones(part.width, dtype=torch.bool, device=part.place)
             for member in part.members:
-                mask[member.slice] = member.flat(_mask(masks[member.name], member)).cpu()
+                mask[member.slice] = member.flat(_mask(masks[member.name], member)).to(part.place)
             result = part.call("prune", part.vector(), mask, update=update, whole_blocks="zero")
             for member in part.members:
                 blocks = slice(
@@ -381,7 +387,7 @@ class _Member:
             raise ValueError(f"orders[{name!r}] must be a permutation of {dims}, got {order}")
         member = cls(name, parameter, order, None)
         if mask is not None and not _mask(mask, member).all():
-            member.pruned = ~member.flat(mask).cpu()
+            member.pruned = ~member.flat(mask)
         return member
 
     @property
@@ -416,7 +422,7 @@ class _Member:
         if self.pruned is not None:
             place.masked_fill_(self.pruned, 0)
         # A sum is finite only if every entry is; the converse fails where the sum overflows.
-        if not place.sum().isfinite():
+        if not place.is_cuda and not place.sum().isfinite():
             for where in self.shaped(place.isfinite().logical_not()).nonzero().tolist()[:1]:
                 raise ValueError(
                     f"gradient of {self.name!r} must be finite in {str(place.dtype)[6:]}, "
@@ -446,13 +452,20 @@ class _Part:
             self.dtype = torch.promote_types(self.dtype, member.parameter.dtype)
         if dtype is not None:
             self.dtype = getattr(torch, dtype)
+        first = members[0].parameter
+        self.place = home(first, options["backend"])
+        for member in members:
+            if member.pruned is not None:
+                member.pruned = member.pruned.to(self.place)
         self.rows = rows
-        self.fisher = BlockFisher(self.width, block_size=block_size, **options)
+        self._unseen: dict[str, Any] = {"check_finite": not runs_on_gpu(first, options["backend"])}
+        self.fisher = BlockFisher(self.width, block_size=block_size, **options, **self._unseen)
         self._buffer: Tensor | None = None
 
     def row(self, i: int) -> Tensor:
         if self._buffer is None:  # zero between parameters
-            self._buffer = torch.zeros(self.rows, self.width, dtype=self.dtype)
+            size = self.rows, self.width
+            self._buffer = torch.zeros(size, dtype=self.dtype, device=self.place)
         return self._buffer[i]
 
     def flush(self, count: int) -> None:
@@ -462,15 +475,24 @@ class _Part:
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of the matrix; if it cannot be factored, say whose it is."""
         try:
-            return getattr(self.fisher, method)(*arguments, **options)
+            result = getattr(self.fisher, method)(*arguments, **options)
+            if isinstance(result, np.ndarray):  # of a matrix from a file that has seen no tensor
+                result = torch.from_numpy(result).to(self.place)
+            found = result.weights if method == "prune" else result
+            if found.is_cuda and not found.isfinite().all():
+                raise LinAlgError(
+                    "NaN or Inf in the result: it was in a gradient or a weight, or damping "
+                    f"{self.fisher.damping:g} is too small"
+                )
         except LinAlgError as error:
             names = ", ".join(repr(member.name) for member in self.members)
             raise LinAlgError(f"Fisher matrix of {names}: {error}", error.pivot) from error
+        return result
 
     def vector(self, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the parameters, or what is given in their shapes, as one vector."""
         computing = torch.float64 if self.dtype == torch.float64 else torch.float32
-        vector = torch.zeros(self.width, dtype=computing)
+        vector = torch.zeros(self.width, dtype=computing, device=self.place)
         for member in self.members:
             x = member.parameter if tensors is None else tensors[member.name]
             if x.shape != member.parameter.shape:
@@ -478,11 +500,11 @@ class _Part:
                     f"vectors[{member.name!r}] must have the parameter's shape "
                     f"{tuple(member.parameter.shape)}, got {tuple(x.shape)}"
                 )
-            vector[member.slice] = member.flat(x.detach()).to("cpu", computing)
+            vector[member.slice] = member.flat(x.detach()).to(self.place, computing)
         return vector
 
     def load(self, path: Path, **options: Any) -> None:
-        fisher = BlockFisher.load(path, **options)
+        fisher = BlockFisher.load(path, **options, **self._unseen)
         if (fisher.d, fisher.block_size) != (self.width, self.block_size):
             raise ValueError(f"{path} must be of {self.width} weights, got {fisher.d}")
         self.fisher = fisher

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from quadric import checks
-from quadric.adapters.torch.capture import to_cpu
+from quadric.adapters.torch.capture import home, runs_on_gpu, to_cpu
 from quadric.woodbury import GradientWindow
 
 Group: TypeAlias = dict[str, Any]
@@ -22,7 +22,7 @@ Directions: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 """Parameters that have a gradient, and what takes its place."""
 
 CURVATURE = ("window", "j_in", "j_out")
-"""State that may take more memory than the model; it lives in CPU memory, where the kernels are."""
+"""State that may take more memory than the model; it lives where the kernels work, see `home`."""
 
 
 def computing(p: Tensor) -> torch.dtype:
@@ -31,7 +31,10 @@ def computing(p: Tensor) -> torch.dtype:
 
 
 class CurvatureOptimizer(Optimizer):
-    """A torch optimizer that checks before it changes anything, with state of its own type."""
+    """A torch optimizer that checks before it changes anything, with state of its own type.
+
+    Where the kernels work on a GPU, nothing waits for it, and so nothing looks for NaN there.
+    """
 
     def __init__(self, params: Any, defaults: Group, save_curvature: bool) -> None:
         self.save_curvature = checks.choice(save_curvature, "save_curvature", (True, False))
@@ -54,10 +57,14 @@ class CurvatureOptimizer(Optimizer):
         Raises
         ------
         ValueError
-            If a gradient holds NaN or Inf; nothing has been changed then.
+            If a gradient holds NaN or Inf; nothing has been changed then. Those on a GPU that the
+            kernels work on are not looked at.
         TypeError
             If a gradient is sparse; likewise.
+        RuntimeError
+            If a CUDA graph is being captured that could not repeat the step.
         """
+        self._check_capture()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -89,8 +96,8 @@ class CurvatureOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return options and state as plain numbers and tensors.
 
-        The tensors share memory with the optimizer. Past gradients and factors are left out where
-        ``save_curvature`` is False.
+        The tensors share memory with the optimizer, but for windows on a GPU, which are copied to
+        the CPU. Past gradients and factors are left out where ``save_curvature`` is False.
         """
         result = super().state_dict()
         left_out = () if self.save_curvature else CURVATURE
@@ -103,7 +110,8 @@ class CurvatureOptimizer(Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned, bit for bit.
 
-        What was left out there starts anew.
+        What was left out there starts anew. The state may come from another device; it goes to
+        that of the parameters.
 
         Raises
         ------
@@ -143,11 +151,25 @@ class CurvatureOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "save_curvature": self.save_curvature}
 
+    def _check_capture(self) -> None:
+        why = self._host_decides()
+        if why is None or not any(p.is_cuda for g in self.param_groups for p in g["params"]):
+            return
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"a step of {type(self).__name__} cannot be captured in a CUDA graph, because the "
+                f"host decides on {why}: capture the passes, and call step() after each replay"
+            )
+
     def _before_step(self, loss: Any) -> None:
         for group in self.param_groups:
             for p, name in self._named(group):
                 if p.grad is not None:
                     _check_gradient(p.grad, f"gradient of parameter {name}")
+
+    def _host_decides(self) -> str | None:
+        """Return what keeps a step out of a CUDA graph, as :class:`Method` has it."""
+        return None
 
     def _update(self, group: Group) -> None:
         raise NotImplementedError
@@ -195,7 +217,8 @@ class CurvatureOptimizer(Optimizer):
                         f"{key} of parameter {name} must have shape {shapes[key]}, "
                         f"got {tuple(value.shape)}"
                     )
-                state[key] = value.clone() if key in CURVATURE else value.clone().to(p.device)
+                place = home(p) if key in CURVATURE else p.device
+                state[key] = value.to(place, copy=True)
             else:
                 state[key] = copy.deepcopy(value)
         return state
@@ -206,6 +229,9 @@ class Method:
 
     options: Mapping[str, Any]
     """Options that it reads from the group, with their defaults."""
+
+    host_decides: str | None = None
+    """What keeps a step out of a CUDA graph: replayed, it would do that as when it was captured."""
 
     def check(self, group: Group) -> None:
         """Check the options."""
@@ -271,6 +297,9 @@ class PreconditionedOptimizer(CurvatureOptimizer):
             self._method.forget()
             raise
 
+    def _host_decides(self) -> str | None:
+        return self._method.host_decides
+
     def _shapes(self, p: Tensor, group: Group) -> dict[str, tuple[int, ...]]:
         return self._method.shapes(p)
 
@@ -300,14 +329,29 @@ class Descent(PreconditionedOptimizer):
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(p, dtype=computing(p))
                 direction = state["momentum_buffer"].mul_(momentum).add_(direction)
-            lr = float(group["lr"])
-            p.add_(direction, alpha=lr if group["maximize"] else -lr)
+            go(p, direction, group, 1 if group["maximize"] else -1)
+
+
+def go(p: Tensor, direction: Tensor, group: Group, sign: int) -> None:
+    """Add the direction times the learning rate and a sign."""
+    lr = _rate(p, group)
+    if isinstance(lr, Tensor):
+        p.add_(direction * (sign * lr))
+    else:
+        p.add_(direction, alpha=sign * lr)
 
 
 def decay_weights(p: Tensor, group: Group) -> None:
     """Shrink `p`, by `weight_decay` for a learning rate of 1 and apart from its gradient."""
     if group["weight_decay"] != 0:
-        p.mul_(1 - float(group["lr"]) * group["weight_decay"])
+        p.mul_(1 - _rate(p, group) * group["weight_decay"])
+
+
+def _rate(p: Tensor, group: Group) -> Any:
+    """Return the learning rate: a float, or a scalar on the GPU, which a graph reads anew."""
+    lr = group["lr"]
+    on_gpu = isinstance(lr, Tensor) and lr.is_cuda
+    return lr.reshape(()).to(p.device) if on_gpu else float(lr)
 
 
 def _check_parameter(p: Tensor, name: str) -> None:
@@ -323,7 +367,8 @@ def _check_parameter(p: Tensor, name: str) -> None:
 def _check_gradient(gradient: Tensor, name: str) -> None:
     if gradient.layout != torch.strided:
         raise TypeError(f"{name} must be dense, got {gradient.layout}")
-    checks.finite(checks.storage(to_cpu(gradient), name), name)
+    if not runs_on_gpu(gradient, None):
+        checks.finite(checks.storage(to_cpu(gradient), name), name)
 
 
 def _to_plain(value: Any) -> Any:
@@ -335,4 +380,4 @@ def _to_plain(value: Any) -> Any:
 
 
 def _to_array(value: Any) -> Any:
-    return value.numpy() if isinstance(value, Tensor) else value
+    return to_cpu(value).numpy() if isinstance(value, Tensor) else value

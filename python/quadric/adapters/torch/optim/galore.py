@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from quadric import checks
-from quadric.adapters.torch.capture import to_cpu
+from quadric.adapters.torch.capture import home, runs_on_gpu
 from quadric.adapters.torch.optim.base import (
     CurvatureOptimizer,
     Group,
     computing,
     decay_weights,
+    go,
 )
 from quadric.woodbury import GradientWindow
 
@@ -63,6 +64,13 @@ class NaturalGaLore(CurvatureOptimizer):
     ------
     ValueError, TypeError
         If an option is out of range, or a parameter is not a dense real tensor.
+
+    Notes
+    -----
+    On a GPU that the CUDA kernels can be used on, windows are there too and a step does not wait,
+    but for one that refreshes a subspace: the singular value decomposition does. Gradients are not
+    looked at for NaN and Inf, which make weights NaN as with torch's own optimizers. Steps cannot
+    be captured in a CUDA graph.
 
     References
     ----------
@@ -132,6 +140,9 @@ class NaturalGaLore(CurvatureOptimizer):
         checks.real(group["weight_decay"], "weight_decay", low=0)
         checks.choice(group["maximize"], "maximize", (True, False))
 
+    def _host_decides(self) -> str | None:
+        return "subspaces, places in windows and the corrections of Adam's moments"
+
     def _shapes(self, p: Tensor, group: Group) -> dict[str, tuple[int, ...]]:
         shape, shapes = tuple(p.shape), {}
         if _is_projected(p, group):
@@ -149,6 +160,7 @@ class NaturalGaLore(CurvatureOptimizer):
             damping=group["damping"],
             dtype=str(computing(p)).removeprefix("torch."),
             normalize="sum",
+            check_finite=not runs_on_gpu(p, None),
         )
 
     def _update(self, group: Group) -> None:
@@ -167,13 +179,13 @@ class NaturalGaLore(CurvatureOptimizer):
                     state["window"] = self._window(p, group)
                 low = _project(gradient, state["basis"])
                 state["window"].damping = group["damping"]
-                natural = state["window"].push_and_solve(to_cpu(low.reshape(-1)).numpy())
-                update = _adam(torch.from_numpy(natural).view(low.shape).to(p.device), group, state)
+                natural = state["window"].push_and_solve(low.reshape(-1).to(home(p)))
+                update = _adam(natural.view(low.shape).to(p.device), group, state)
                 update = _project_back(update, state["basis"]).mul_(group["scale"])
             else:
                 update = _adam(gradient, group, state)
             decay_weights(p, group)
-            p.add_(update, alpha=-float(group["lr"]))
+            go(p, update, group, -1)
 
     def _refresh(self, p: Tensor, gradient: Tensor, group: Group) -> None:
         """Take the leading singular vectors of today's gradient as the basis."""
@@ -191,7 +203,7 @@ class NaturalGaLore(CurvatureOptimizer):
         for row in np.roll(content["rows"], -content["head"], axis=0):  # the oldest first
             low = torch.from_numpy(row).view(state["exp_avg"].shape).to(p.device)
             turned = _project(_project_back(low, before), basis)
-            state["window"].push(to_cpu(turned.reshape(-1)).numpy())
+            state["window"].push(turned.reshape(-1).to(home(p)))
 
 
 def _is_projected(p: Tensor, group: Group) -> bool:

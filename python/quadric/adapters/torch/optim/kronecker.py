@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quadric import checks
-from quadric.adapters.torch.capture import to_cpu
+from quadric.adapters.torch.capture import home, runs_on_gpu
 from quadric.adapters.torch.layers import Kind, Layer, from_matrix, kind_of, to_matrix
 from quadric.adapters.torch.optim.base import Directions, Group, Method, State, computing
 from quadric.errors import LinAlgError
@@ -87,6 +87,8 @@ class KroneckerMethod(Method):
 
     def check_statistics(self) -> None:
         for p, sums in self._sums.items():
+            if runs_on_gpu(p, None):
+                continue
             for x, what in ((sums.inputs, "inputs"), (sums.gradients, "output gradients")):
                 if not torch.isfinite(x).all():
                     name = self._layers[p].name
@@ -95,8 +97,8 @@ class KroneckerMethod(Method):
     def directions(self, group: Group, state: State) -> Directions:
         params = [p for p in group["params"] if p.grad is not None]
         noted = [p for p in params if p in self._due and p in self._sums]
-        for dtype in (torch.float32, torch.float64):
-            self._update([p for p in noted if computing(p) == dtype], group, state)
+        for kind in dict.fromkeys(map(_kind, noted)):
+            self._update([p for p in noted if _kind(p) == kind], group, state)
         for p in params:
             layer = self._layers.get(p)
             if layer is None:
@@ -107,25 +109,34 @@ class KroneckerMethod(Method):
             if "j_in" not in own or group["first_order"]:
                 yield p, p.grad
                 continue
-            gradient = to_cpu(to_matrix(p.grad, layer.kind)).to(computing(p))
-            direction = kronecker_precondition(own["j_out"], gradient, own["j_in"])
+            dtype, place = _kind(p)
+            gradient = to_matrix(p.grad, layer.kind).to(place, dtype)
+            direction = kronecker_precondition(
+                own["j_out"].to(place),
+                gradient,
+                own["j_in"].to(place),
+                check_finite=not runs_on_gpu(p, None),
+            )
             yield p, from_matrix(direction, layer.kind, tuple(p.shape)).to(p.device)
         for p in params:  # those of other groups wait for their turn
             self._sums.pop(p, None)
         self.prepare(group, state)
 
     def _update(self, weights: list[Tensor], group: Group, state: State) -> None:
-        """Update the factors of all these layers, which are of one type, in one call."""
+        """Update the factors of all these layers, of one type and in one place, in one call."""
         names, factors, vectors = [], [], []
         for p in weights:
+            dtype, place = _kind(p)
             sums, own = self._sums[p], state[p]
             for key, v in (("j_in", sums.inputs / sums.count), ("j_out", sums.gradients)):
                 if key not in own:
-                    own[key] = torch.eye(len(v), dtype=computing(p))
+                    own[key] = torch.eye(len(v), dtype=dtype, device=place)
+                own[key] = own[key].to(place)  # of a model that has been moved
                 names.append(f"{key} of layer {self._layers[p].name!r}")
                 factors.append(own[key])
-                vectors.append(to_cpu(v))
+                vectors.append(v.to(place))
         options = {key: group[key] for key in ("decay", "rule", "norm_bound", "blend")}
+        options["check_finite"] = not runs_on_gpu(weights[0], None)
         try:
             rank_one_inverse_update(factors, vectors, **options, out=factors)
         except LinAlgError as error:
@@ -143,6 +154,11 @@ class KroneckerMethod(Method):
 
     def is_due(self, p: Tensor) -> bool:
         return p in self._due and p.requires_grad
+
+
+def _kind(p: Tensor) -> tuple[torch.dtype, torch.device]:
+    """Return the type of the factors of a weight, and where they are."""
+    return computing(p), home(p)
 
 
 @dataclass

@@ -56,6 +56,12 @@ class MFAC(Descent):
     implementation, momentum sums instead of averaging (its `lr` is ours divided by
     ``1 - momentum``), and the weight decay is no part of the gradient.
 
+    On a GPU that the CUDA kernels can be used on, the window is there too, with the first parameter
+    of its group, and a step does not wait. Gradients are not looked at for NaN and Inf: as with
+    torch's own optimizers they make weights NaN, here until the window has forgotten them, and so
+    does a `damping` that is too small for float64. The passes can be captured in a CUDA graph but
+    the step cannot: its place in the window is decided on the host.
+
     References
     ----------
     Frantar, Kurtic, Alistarh, "M-FAC: Efficient Matrix-Free Approximations of Second-Order

@@ -4,6 +4,7 @@ import math
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from quadric import checks
@@ -73,6 +74,16 @@ class MKOR(Descent):
     The statistics are those of all backward passes since the last step (or :meth:`zero_grad`), so
     gradients may be accumulated. They are this process's own. Output gradients are taken as they
     come, with the factor of a gradient scaler on them if there is one.
+
+    On a GPU that the CUDA kernels can be used on, factors are there too, and neither the hooks nor
+    a step wait. Gradients and statistics are not looked at for NaN and Inf: as with torch's own
+    optimizers they make weights NaN, and a factor whose update is not positive definite stays as it
+    is. `switch` reads the loss at the end of each window only.
+
+    **CUDA graphs.** Forward pass, backward pass and step can be captured together, after a few
+    steps as usual. A replay does what the captured step did: it updates the factors if that one
+    was due to, so with ``update_every=1`` every time, and else takes them as they are. A learning
+    rate that is a tensor on the GPU is read anew by every replay. The switch cannot be captured.
 
     References
     ----------
@@ -161,18 +172,24 @@ class MKOR(Descent):
                 continue
             if loss is None:
                 raise ValueError("switch 'mkor-h' must know the loss: record_loss() or a closure")
-            value = checks.real(loss, "loss", low=-math.inf)
+            if isinstance(loss, Tensor) and loss.is_cuda:  # added up there, so that nothing waits
+                if torch.cuda.is_current_stream_capturing():
+                    raise RuntimeError("switch 'mkor-h' cannot be captured in a CUDA graph")
+                value: Any = loss.detach().double().reshape(())
+            else:
+                value = checks.real(loss, "loss", low=-math.inf)
             self._watch(group, -value if group["maximize"] else value)
 
-    def _watch(self, group: Group, loss: float) -> None:
+    def _watch(self, group: Group, loss: Any) -> None:
         """Take up the loss of a step, and switch if the mean over a window falls too slowly."""
         own = self.state[group["params"][0]].setdefault("losses", {"sum": 0.0, "count": 0})
-        own["sum"] += loss
+        own["sum"] = own["sum"] + loss
         own["count"] += 1
         if own["count"] < group["switch_window"]:
             return
-        mean = own["sum"] / own["count"]
+        total, count = own["sum"], own["count"]
         own["sum"], own["count"] = 0.0, 0
+        mean = checks.real(total, "sum of the losses", low=-math.inf) / count
         if "mean" in own:
             rate = (own["mean"] - mean) / max(abs(own["mean"]), sys.float_info.min)
             if rate < group["switch_ratio"] * own.get("best", -math.inf):

@@ -34,6 +34,10 @@ class Preconditioner(PreconditionedOptimizer):
         `decay`, `rule`, `update_every`, `norm_bound`, `blend`, `max_size` and `first_order`. They
         mean what they do in the optimizers, and may differ between groups.
 
+    Notes
+    -----
+    On a GPU, and in a CUDA graph, it is as the optimizer of its method.
+
     Raises
     ------
     ValueError, TypeError

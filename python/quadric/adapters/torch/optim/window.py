@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quadric import checks
+from quadric.adapters.torch.capture import home, runs_on_gpu
 from quadric.adapters.torch.optim.base import Directions, Group, Method, State, computing
 from quadric.woodbury import GradientWindow
 
@@ -15,7 +16,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64", None)
 
 
 class WindowMethod(Method):
-    """One window for all parameters of a group, in the state of the first of them."""
+    """One window for all parameters of a group, in the state and where the first of them is."""
 
     options: Mapping[str, Any] = {
         "capacity": 64,
@@ -23,6 +24,8 @@ class WindowMethod(Method):
         "dtype": None,
         "normalize": "count",
     }
+
+    host_decides = "the place of a gradient in its window"
 
     def __init__(self) -> None:
         self._flat: dict[Tensor, Tensor] = {}  # first parameter of a group -> buffer
@@ -45,6 +48,7 @@ class WindowMethod(Method):
             damping=group["damping"],
             dtype=_dtype(group),
             normalize=group["normalize"],
+            check_finite=not runs_on_gpu(p, None),
         )
 
     def directions(self, group: Group, state: State) -> Directions:
@@ -52,9 +56,7 @@ class WindowMethod(Method):
         if all(p.grad is None or p.numel() == 0 for p in params):
             return
         own = state[params[0]]
-        if "window" not in own:
-            own["window"] = self.window(params[0], group)
-        window, gradient = own["window"], self._gather(group).numpy()
+        window, gradient = self._window(group, own), self._gather(group)
         window.damping = group["damping"]
         if group.get("momentum_in") == "window" and group["momentum"] != 0:
             window.push(gradient)
@@ -62,18 +64,31 @@ class WindowMethod(Method):
             solution = window.combine(weights)
         else:
             solution = window.push_and_solve(gradient)
-        for p, part in zip(params, _parts(torch.from_numpy(solution), params), strict=True):
+        for p, part in zip(params, _parts(solution, params), strict=True):
             if p.grad is not None:
                 yield p, part.to(p.device)
+
+    def _window(self, group: Group, own: dict[str, Any]) -> GradientWindow:
+        """Return the window of a group, which goes where the next gradient is if that is new."""
+        first = group["params"][0]
+        window: GradientWindow | None = own.get("window")
+        flat = self._flat.get(first)
+        if window is None or (flat is not None and flat.device != home(first)):
+            state = None if window is None else window.state_dict()
+            window = own["window"] = self.window(first, group)
+            assert window is not None
+            if state is not None:
+                window.load_state_dict(state)
+        return window
 
     def _gather(self, group: Group) -> Tensor:
         """Return all gradients of a group as one vector, zeros where there is none."""
         params = group["params"]
-        if params[0] not in self._flat:
+        flat, place = self._flat.get(params[0]), home(params[0])
+        if flat is None or flat.device != place:
             dtype = torch.float64 if _dtype(group) == "float64" else torch.float32
             n = sum(p.numel() for p in params)
-            self._flat[params[0]] = torch.empty(n, dtype=dtype)
-        flat = self._flat[params[0]]
+            flat = self._flat[params[0]] = torch.empty(n, dtype=dtype, device=place)
         for p, part in zip(params, _parts(flat, params), strict=True):
             if p.grad is None:
                 part.zero_()

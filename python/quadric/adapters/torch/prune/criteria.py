@@ -46,7 +46,7 @@ class Magnitude:
         found = []
         for target in targets:
             weights = target.flat(target.parameter.detach())
-            squares = weights.to("cpu", torch.promote_types(weights.dtype, torch.float32)).square()
+            squares = weights.to(torch.promote_types(weights.dtype, torch.float32)).square()
             if not squares.isfinite().all():
                 raise ValueError(f"layer {target.name!r}: its weights must be finite")
             found.append(_sums(squares, group_size))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quadric import checks
+from quadric.adapters.torch.capture import to_cpu
 from quadric.adapters.torch.fisher import STORAGE, FisherCollector
 from quadric.adapters.torch.progress import Progress
 from quadric.adapters.torch.prune import criteria
@@ -92,8 +93,10 @@ class Pruner:
 
     Notes
     -----
-    Gradients are taken in evaluation mode, without touching ``.grad``, and the model's mode is put
-    back. On any exception, Ctrl-C included, weights and masks are as before the call.
+    Fisher matrices are where the weights are, see :class:`FisherCollector`; which weights go is
+    decided on the CPU. Gradients are taken in evaluation mode, without touching ``.grad``, and the
+    model's mode is put back. On any exception, Ctrl-C included, weights and masks are as before the
+    call.
 
     References
     ----------
@@ -339,7 +342,7 @@ class Pruner:
     ) -> dict[str, Tensor]:
         """Return the new masks, which keep nothing that was pruned before."""
         chosen = select(
-            [score.numpy() for score in scores],
+            [to_cpu(score).numpy() for score in scores],
             [self._pruned_groups(target) for target in targets],
             sparsity,
             together=self.together,
