@@ -1,8 +1,8 @@
 """Arrays of torch, CuPy and JAX on a real GPU: results, streams, graphs, memory."""
 
 import contextlib
-import gc
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
