@@ -412,7 +412,7 @@ def test_sweeps_refuse(gpu):
     with pytest.raises(ValueError, match=r"^W must have ranges that float32 can hold"):
         sweep.round_to_nearest(gpu.put(huge))
     with pytest.raises(ValueError, match=r"^backend must be cuda for arrays on a GPU"):
-        sweep.round_to_nearest(gpu.put(weights()), backend="native")
+        sweep.round_to_nearest(gpu.put(weights()), backend="numba")
 
 
 def test_gpu_arrays_do_not_become_numpy_arrays(gpu):

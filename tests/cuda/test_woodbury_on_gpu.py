@@ -160,9 +160,9 @@ def test_window_refuses(gpu):
     half = woodbury.GradientWindow(30, capacity=3, dtype="float16")
     with pytest.raises(ValueError, match=r"^g must be finite in float16, got 1000000"):
         half.push(gpu.put(np.full(30, 1e6, np.float32)))
-    native = woodbury.GradientWindow(30, backend="native")
+    elsewhere = woodbury.GradientWindow(30, backend="numba")
     with pytest.raises(ValueError, match=r"^backend must be cuda for arrays on a GPU"):
-        native.push(gpu.put(gradients(1, 30)[0]))
+        elsewhere.push(gpu.put(gradients(1, 30)[0]))
 
 
 def test_window_of_a_singular_matrix(gpu):
@@ -429,7 +429,7 @@ def test_block_fisher_refuses(gpu):
     quiet.update(ones)
     assert np.isnan(gpu.get(quiet.diagonal())).any()
     with pytest.raises(ValueError, match=r"^backend must be cuda"):
-        woodbury.BlockFisher(20, backend="native").update(gpu.put(G))
+        woodbury.BlockFisher(20, backend="numba").update(gpu.put(G))
 
 
 # ---- Kronecker factors ---------------------------------------------------------------------------
@@ -528,7 +528,7 @@ def test_inverse_updates_refuse(gpu):
     with pytest.raises(ValueError, match=r"^out must hold distinct arrays"):
         update([whole[:5], whole[5:10]], [gpu.put(v)] * 2, out=[whole[10:], whole[10:]])
     with pytest.raises(ValueError, match=r"^backend must be cuda"):
-        update(gpu.put(J), gpu.put(v), backend="native")
+        update(gpu.put(J), gpu.put(v), backend="numba")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -680,7 +680,7 @@ def test_linalg(gpu, dtype, lead, name):
         assert str(found.value) == str(expected.value)
         assert not function(gpu.put(A), *map(gpu.put, sides), on_failure="nan").ok
         with pytest.raises(ValueError, match=r"^backend must be cuda"):
-            function(gpu.put(A), *map(gpu.put, sides), backend="native")
+            function(gpu.put(A), *map(gpu.put, sides), backend="numba")
     if sides:
         with pytest.raises(ValueError, match=r"^b must be where A is"):
             function(gpu.put(A), *sides)

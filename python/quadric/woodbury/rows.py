@@ -131,7 +131,8 @@ def cho_solve(L: Data, B: Data, K: Data, shift: float) -> Data:
         if _many(L):
             spd = backends.resolve("linalg.spd", None, L)
             status = arrays.empty(L, len(L), np.int32)
-            spd(_shifted(K, shift), B, _SOLVE, X, None, status, 1)
+            logdet = arrays.empty(L, len(L), np.float64)
+            spd(_shifted(K, shift), B, _SOLVE, X, logdet, status, 1)
         else:
             kernel = device.linalg().cho_solve
             for factor, x in zip(L, X, strict=True):
@@ -172,7 +173,8 @@ def _cholesky_on_gpu(K: DeviceArray, shift: float, check: bool) -> Data:
     if _many(K):
         L = arrays.empty(K, K.shape, np.float64)
         spd = backends.resolve("linalg.spd", None, K)
-        spd(_shifted(K, shift), None, _CHOLESKY, L, None, status, 1)
+        logdet = arrays.empty(K, len(K), np.float64)
+        spd(_shifted(K, shift), None, _CHOLESKY, L, logdet, status, 1)
     else:
         L = K.copy()
         for b, factor in enumerate(L):
