@@ -109,6 +109,8 @@ class Sinkhorn {
       lowest_ = std::min(lowest_, part_lowest_[part]);
       highest_ = std::max(highest_, part_highest_[part]);
     }
+    heaviest_ = std::exp2(highest_);
+    if (rebase) lowest_ = highest_ = 0;  // the shifts have taken the scalings over
     return error;
   }
 
@@ -167,8 +169,8 @@ class Sinkhorn {
       }
     }
     part_error_[part] = infeasible ? kInfinity : moved.after;
-    part_lowest_[part] = rebase ? 0 : moved.lowest;
-    part_highest_[part] = rebase ? 0 : moved.highest;
+    part_lowest_[part] = moved.lowest;
+    part_highest_[part] = moved.highest;
   }
 
   void add_parts() {
@@ -186,12 +188,13 @@ class Sinkhorn {
     std::fill(column_sums_.data() + source_.m(), column_sums_.data() + width, 1.0);
   }
 
-  // Columns whose entries are about the smallest numbers or less get a log-sum-exp of their own; true if there are any.
+  // Columns whose entries are about the smallest numbers or less, before rows were weighted, get a log-sum-exp of their
+  // own; true if there are any.
   bool revive() {
     revived_.clear();
     for (std::int64_t j = 0; j < source_.m(); ++j) {
       double& sum = column_sums_.data()[j];
-      if (sum > kTiny || std::isnan(sum)) continue;
+      if (sum > kTiny * heaviest_ || std::isnan(sum)) continue;
       double largest = -kInfinity, total = 0;
       for (std::int64_t i = 0; i < source_.n(); ++i) {
         const double z = F_.data()[i] - source_.kappa() * source_.entry(i, j);
@@ -226,7 +229,7 @@ class Sinkhorn {
   Buffer<T> shift_;
   Buffer<double> column_mass_, column_log_mass_, column_sums_, next_, part_sums_;
   std::vector<double> part_error_, part_lowest_, part_highest_;
-  double lowest_ = 0, highest_ = 0;
+  double lowest_ = 0, highest_ = 0, heaviest_ = 1;
   std::vector<std::pair<std::int64_t, double>> revived_;
   std::vector<std::unique_ptr<Worker>> workers_;
 };
