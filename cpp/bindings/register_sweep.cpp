@@ -3,22 +3,10 @@
 
 #include "arrays.hpp"
 #include "quadric/sweep.hpp"
+#include "sweep_options.hpp"
 
 namespace quadric::python {
 namespace {
-
-sweep::GridOptions grid_options(int max_code, bool symmetric, bool mse, double norm, int steps, int scale_bits) {
-  sweep::GridOptions options;
-  options.max_code = max_code;
-  options.symmetric = symmetric;
-  options.mse = mse;
-  options.norm = norm;
-  options.steps = steps;
-  options.scale_type = scale_bits == 0    ? sweep::ScaleType::working
-                       : scale_bits == 16 ? sweep::ScaleType::float16
-                                          : sweep::ScaleType::bfloat16;
-  return options;
-}
 
 template <class T>
 void gram(const Array<T>& X, const std::optional<Array<T>>& weights, Array<T>& H, int n_threads) {
@@ -77,17 +65,9 @@ void sweep_(const Array<T>& W, const std::optional<Array<T>>& R, const Array<std
   if (R) factor.R = view(*R, "R");
   factor.order = vector(order, "order", w.cols);
   factor.dead = vector(dead, "dead", w.cols);
-  sweep::SweepOptions options;
-  options.grid = grid_options(max_code, symmetric, mse, norm, steps, scale_bits);
-  options.group_size = group_size;
+  auto options = sweep_options(group_size, stale_block, grid_options(max_code, symmetric, mse, norm, steps, scale_bits),
+                               keep, out_of, sparsity, mask_block, per_row, feedback);
   options.group = vector(group, "group", w.cols);
-  options.stale_block = stale_block;
-  options.keep = keep;
-  options.out_of = out_of;
-  options.sparsity = sparsity;
-  options.mask_block = mask_block;
-  options.per_row = per_row;
-  options.feedback = feedback;
   const std::int64_t groups = scales ? view(*scales, "scales").cols : 0;
   sweep::SweepOutput<T> out;
   out.codes = output(codes, "codes", w.rows, w.cols);

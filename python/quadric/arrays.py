@@ -172,11 +172,6 @@ def add(to: Data, a: Data, scale: float = 1.0) -> None:
         to += a if scale == 1.0 else scale * a
 
 
-def fill(a: Data, value: float) -> None:
-    """Set all entries."""
-    a.fill(value)
-
-
 def diagonal(a: Data) -> Data:
     """Return a view of the diagonal that can be written to."""
     return a.diagonal() if isinstance(a, DeviceArray) else np.einsum("ii->i", a)

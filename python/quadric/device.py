@@ -105,7 +105,9 @@ class Space:
             return self.library.pointer(owner)
 
         stream = self.library.stream(self.device)
-        where = SimpleNamespace(stream=stream, allocate=allocate, device=self.device)
+        where = SimpleNamespace(
+            stream=stream, allocate=allocate, device=self.device, new=self.empty
+        )
         outputs = () if result is None else (result.view,)
         value = kernel(*(_viewed(x) for x in arguments), where, *outputs)
         if self.library.waits:
@@ -210,11 +212,6 @@ class DeviceArray:
             wanted = tuple(self.size // max(known, 1) if n == -1 else n for n in wanted)
         a = self if self.c_contiguous else self.copy()
         return a._seen(a.pointer, wanted, _contiguous(wanted))
-
-    def diagonals(self) -> "DeviceArray":
-        """Return the diagonals of a stack of square matrices as the rows of a view."""
-        k, n, _ = self.shape
-        return self._seen(self.pointer, (k, n), (self.strides[0], sum(self.strides[1:])))
 
     def diagonal(self) -> "DeviceArray":
         """Return the diagonal of a matrix, or of each matrix of a batch, as a view."""

@@ -1,21 +1,9 @@
 #include "operands.hpp"
 #include "quadric/cuda/sweep.hpp"
+#include "sweep_options.hpp"
 
 namespace quadric::python {
 namespace {
-
-sweep::GridOptions grid_options(int max_code, bool symmetric, bool mse, double norm, int steps, int scale_bits) {
-  sweep::GridOptions options;
-  options.max_code = max_code;
-  options.symmetric = symmetric;
-  options.mse = mse;
-  options.norm = norm;
-  options.steps = steps;
-  options.scale_type = scale_bits == 0    ? sweep::ScaleType::working
-                       : scale_bits == 16 ? sweep::ScaleType::float16
-                                          : sweep::ScaleType::bfloat16;
-  return options;
-}
 
 void gram(const py::object& X_, const py::object& weights_, const py::object& H_, const py::object& where_) {
   Where where(where_);
@@ -124,25 +112,6 @@ void grid(const py::object& W_, std::int64_t group_size, bool per_tensor, int ma
   where.sync_back();
 }
 
-// Arguments that `sweep` and `sweep_batch` share.
-struct Choices {
-  sweep::SweepOptions options;
-
-  Choices(std::int64_t group_size, std::int64_t stale_block, int max_code, bool symmetric, bool mse, double norm,
-          int steps, int scale_bits, std::int64_t keep, std::int64_t out_of, double sparsity, std::int64_t mask_block,
-          bool per_row, bool feedback) {
-    options.grid = grid_options(max_code, symmetric, mse, norm, steps, scale_bits);
-    options.group_size = group_size;
-    options.stale_block = stale_block;
-    options.keep = keep;
-    options.out_of = out_of;
-    options.sparsity = sparsity;
-    options.mask_block = mask_block;
-    options.per_row = per_row;
-    options.feedback = feedback;
-  }
-};
-
 void sweep_(const py::object& W_, const py::object& R_, const py::object& order_, const py::object& dead_,
             const py::object& group_, std::int64_t group_size, std::int64_t stale_block, int max_code, bool symmetric,
             bool mse, double norm, int steps, int scale_bits, std::int64_t keep, std::int64_t out_of, double sparsity,
@@ -155,8 +124,8 @@ void sweep_(const py::object& W_, const py::object& R_, const py::object& order_
       codes(where, codes_, "codes", kOptional), scales(where, scales_, "scales", kOptional),
       zeros(where, zeros_, "zeros", kOptional), weights(where, weights_, "weights", kOptional),
       mask(where, mask_, "mask", kOptional), loss(where, loss_, "loss", kOptional);
-  Choices choices(group_size, stale_block, max_code, symmetric, mse, norm, steps, scale_bits, keep, out_of, sparsity,
-                  mask_block, per_row, feedback);
+  auto options = sweep_options(group_size, stale_block, grid_options(max_code, symmetric, mse, norm, steps, scale_bits),
+                               keep, out_of, sparsity, mask_block, per_row, feedback);
   by_float(W, [&](auto zero) {
     using T = decltype(zero);
     const auto w = W.matrix<T>();
@@ -165,7 +134,7 @@ void sweep_(const py::object& W_, const py::object& R_, const py::object& order_
     if (R.present()) factor.R = R.matrix<T>();
     factor.order = order.vector<std::int64_t>(n);
     factor.dead = dead.vector<bool>(n);
-    choices.options.group = group.vector<std::int32_t>(n);
+    options.group = group.vector<std::int32_t>(n);
     const std::int64_t groups = scales.present() ? scales.size(1) : 0;
     sweep::SweepOutput<T> out;
     out.codes = codes.output<std::uint8_t>(m, n);
@@ -174,7 +143,7 @@ void sweep_(const py::object& W_, const py::object& R_, const py::object& order_
     out.weights = weights.output<T>(m, n);
     out.mask = mask.output<bool>(m, n);
     out.loss = loss.mutable_vector<double>(m);
-    cuda::sweep::sweep<T>(where.exec(), w, factor, choices.options, out);
+    cuda::sweep::sweep<T>(where.exec(), w, factor, options, out);
   });
   where.sync_back();
 }
@@ -193,8 +162,8 @@ void sweep_batch(const py::object& W_, const py::object& A_, const py::object& o
       codes(where, codes_, "codes", kOptional), scales(where, scales_, "scales", kOptional),
       zeros(where, zeros_, "zeros", kOptional), weights(where, weights_, "weights", kOptional),
       mask(where, mask_, "mask", kOptional), loss(where, loss_, "loss", kOptional);
-  Choices choices(group_size, stale_block, max_code, symmetric, mse, norm, steps, scale_bits, keep, out_of, sparsity,
-                  mask_block, per_row, feedback);
+  auto options = sweep_options(group_size, stale_block, grid_options(max_code, symmetric, mse, norm, steps, scale_bits),
+                               keep, out_of, sparsity, mask_block, per_row, feedback);
   if (W.ndim() != 3) throw invalid_argument("W must have three dimensions");
   const std::int64_t count = W.size(0), m = W.size(1), n = W.size(2);
   const std::int64_t groups = scales.present() ? scales.size(2) : 0;
@@ -204,7 +173,7 @@ void sweep_batch(const py::object& W_, const py::object& A_, const py::object& o
       using View = MatrixView<std::remove_pointer_t<decltype(data)>>;
       return data == nullptr ? View() : View(data, count * m, columns);
     };
-    choices.options.group = group.vector<std::int32_t>(n);
+    options.group = group.vector<std::int32_t>(n);
     sweep::SweepOutput<T> out;
     out.codes = stacked(codes.mutable_block<std::uint8_t>({count, m, n}), n);
     out.scales = stacked(scales.mutable_block<T>({count, m, groups}), groups);
@@ -213,8 +182,7 @@ void sweep_batch(const py::object& W_, const py::object& A_, const py::object& o
     out.mask = stacked(mask.mutable_block<bool>({count, m, n}), n);
     out.loss = loss.mutable_block<double>({count, m});
     cuda::sweep::sweep_batch<T>(where.exec(), count, stacked(W.block<T>({count, m, n}), n), A.block<T>({count, n, n}),
-                                order.block<std::int64_t>({count, n}), dead.block<bool>({count, n}), choices.options,
-                                out);
+                                order.block<std::int64_t>({count, n}), dead.block<bool>({count, n}), options, out);
   });
   where.sync_back();
 }

@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "quadric/sweep.hpp"
-#include "require.hpp"
+#include "sweep/arguments.hpp"
 #include "sweep/panel.hpp"
 #include "sweep/workspace.hpp"
 #include "threads.hpp"
@@ -53,13 +53,7 @@ void grid_of_tensor(int n_threads, const detail::Job<T>& job, detail::Workspace<
 template <class T>
 void grid(const Execution& exec, MatrixView<const T> W, std::int64_t group_size, bool per_tensor,
           const GridOptions& options, MatrixView<T> scales, MatrixView<std::uint8_t> zeros) {
-  QUADRIC_REQUIRE(group_size >= 1, "group_size must be at least 1");
-  QUADRIC_REQUIRE(!per_tensor || group_size == W.cols, "group_size must be n for one grid per tensor");
-  QUADRIC_REQUIRE(options.max_code >= 1 && options.max_code <= 255, "max_code must be in 1..255");
-  QUADRIC_REQUIRE(options.steps >= 1 && options.steps <= 100, "steps must be in 1..100");
-  const std::int64_t groups = (W.cols + group_size - 1) / group_size;
-  QUADRIC_REQUIRE(scales.rows == W.rows && scales.cols == groups, "scales must be m x groups");
-  QUADRIC_REQUIRE(zeros.rows == W.rows && zeros.cols == groups, "zeros must be m x groups");
+  check_grid(W, group_size, per_tensor, options, scales, zeros);
   if (W.empty()) return;
 
   detail::Job<T> job = detail::make_job(W, options, scales, zeros);

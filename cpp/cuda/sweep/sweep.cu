@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "require.hpp"
+#include "sweep/arguments.hpp"
 #include "sweep/kernels.hpp"
 #include "sweep/launch.cuh"
 #include "sweep/plan.hpp"
@@ -20,35 +21,10 @@ namespace {
 template <class T>
 void check(std::int64_t count, const MatrixView<const T>& W, bool identity, const std::int64_t* order,
            const SweepOptions& options, const SweepOutput<T>& output) {
-  const std::int64_t n = W.cols;
-  const GridOptions& grid = options.grid;
   QUADRIC_REQUIRE(count >= 0 && (count > 0 ? W.rows % count == 0 : W.rows == 0), "W must have count m rows");
-  QUADRIC_REQUIRE(n <= std::numeric_limits<int>::max() && W.rows <= std::numeric_limits<int>::max() - 31,
+  QUADRIC_REQUIRE(W.cols <= std::numeric_limits<int>::max() && W.rows <= std::numeric_limits<int>::max() - 31,
                   "W must have fewer than 2^31 rows and columns");
-  QUADRIC_REQUIRE(order != nullptr || n == 0, "factor.order must be given");
-  QUADRIC_REQUIRE(!identity || n == 0 || (!options.feedback && output.loss == nullptr),
-                  "factor.R must be given where the error is fed back or the loss is asked for");
-  QUADRIC_REQUIRE(grid.max_code >= 0 && grid.max_code <= 255, "grid.max_code must be in 0..255");
-  QUADRIC_REQUIRE(grid.steps >= 1 && grid.steps <= 100, "grid.steps must be in 1..100");
-  QUADRIC_REQUIRE(options.keep >= 0 && options.keep <= options.out_of, "keep must be in 0..out_of");
-  QUADRIC_REQUIRE(options.out_of == 0 || n % options.out_of == 0, "out_of must divide the columns of W");
-  QUADRIC_REQUIRE(options.sparsity >= 0 && options.sparsity <= 1, "sparsity must be in 0..1");
-  QUADRIC_REQUIRE(options.sparsity == 0 || options.out_of == 0, "sparsity and out_of exclude each other");
-  QUADRIC_REQUIRE(options.mask_block >= 1, "mask_block must be at least 1");
-  QUADRIC_REQUIRE(options.group_size >= 0, "group_size must not be negative");
-  QUADRIC_REQUIRE(options.stale_block >= 0, "stale_block must not be negative");
-  if (grid.max_code > 0) {
-    const std::int64_t groups = options.group_size > 0 ? (n - 1) / options.group_size + 1 : output.scales.cols;
-    QUADRIC_REQUIRE(n == 0 || (output.scales.rows == W.rows && output.scales.cols == groups),
-                    "output.scales must be m x groups");
-    QUADRIC_REQUIRE(n == 0 || (output.zeros.rows == W.rows && output.zeros.cols == groups),
-                    "output.zeros must be m x groups");
-    QUADRIC_REQUIRE(options.group_size > 0 || options.group != nullptr || n == 0,
-                    "group must be given where group_size is 0");
-    QUADRIC_REQUIRE(options.group_size == 0 || options.out_of == 0 || options.group_size % options.out_of == 0 ||
-                        options.group_size >= n,
-                    "group_size must be a multiple of out_of");
-  }
+  quadric::sweep::check_sweep(W, identity, order, options, output);
 }
 
 // A(n-1-i, n-1-j) = R_ij, column-major; a block of threads copies the columns i of one j.

@@ -8,6 +8,7 @@ from quadric import arrays, backends, checks, device
 from quadric.arrays import Array, Data
 from quadric.device import DeviceArray
 from quadric.errors import LinAlgError
+from quadric.sweep import pattern as patterns
 from quadric.sweep.factorize import factorize, permutation
 from quadric.sweep.grid import Grid, check_grid
 from quadric.sweep.quantize import quantize
@@ -138,7 +139,7 @@ def _on_gpu(
     w, h = arrays.contiguous(w), arrays.contiguous(h)
     defects = space.empty(k, np.float64)
     run(kernels.symmetry_defect_batch, h, defects)
-    diagonals = h.diagonals().host().astype(np.float64)
+    diagonals = h.diagonal().host().astype(np.float64)
     crooked = ~(defects.host() <= np.sqrt(np.finfo(w.dtype).eps))
 
     dead = diagonals == 0
@@ -169,18 +170,9 @@ def _on_gpu(
         gone,
         space.from_host(group),
         grid.width,
-        0,
-        grid.maxq,
-        grid.symmetric,
-        grid.mse,
-        grid.norm,
-        grid.steps,
-        grid.scale_bits,
-        0,
-        0,
-        0.0,
-        1,
-        False,
+        0,  # grids are never stale
+        *grid.options,
+        *patterns.NONE.options,
         True,
         codes,
         scales,
@@ -203,7 +195,7 @@ def _on_gpu(
         )
         for i in range(k)
     ]
-    bad = crooked | (live == 0) | (means <= 0) | (pivots.host() >= 0)
+    bad = crooked | (means <= 0) | (pivots.host() >= 0)
     if not arrays.all_finite(scales):
         bad |= True  # one by one, so that the message is about the one that is meant
     return results, [int(i) for i in np.flatnonzero(bad)]

@@ -245,7 +245,7 @@ def factorize(
         fallback = True
         damped = np.where(dead, 1.0, diagonal + damping * mean)[perm[::-1]]
         roots = np.sqrt(np.where(damped > 0, damped, mean or 1.0))
-        arrays.fill(A, 0)
+        A.fill(0)
         arrays.assign(arrays.diagonal(A), arrays.beside(roots, A))
 
     return Factor(

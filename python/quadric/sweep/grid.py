@@ -51,6 +51,11 @@ class Grid:
         """Ranges that the scale search tries."""
         return _MSE_STEPS if self.mse else 1
 
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """What kernels are told of the rounding, in their order."""
+        return self.maxq, self.symmetric, self.mse, self.norm, self.steps, self.scale_bits
+
     def index(self, perm: np.ndarray) -> np.ndarray:
         """Return the group of each sweep position: along the sweep, or by original column."""
         return ((np.arange(self.n) if self.dynamic else perm) // self.width).astype(np.int32)
@@ -72,12 +77,7 @@ class Grid:
             W,
             self.width,
             self.group_size == "tensor",
-            self.maxq,
-            self.symmetric,
-            self.mse,
-            self.norm,
-            self.steps,
-            self.scale_bits,
+            *self.options,
             scales,
             zeros,
             n_threads,

@@ -22,6 +22,11 @@ class Pattern:
         """Whether any weight becomes zero."""
         return self.keep < self.out_of or self.sparsity > 0
 
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """What kernels are told of the pruning, in their order."""
+        return self.keep, self.out_of, self.sparsity, self.block, self.per_row
+
 
 NONE = Pattern(keep=0, out_of=0, sparsity=0.0, block=1, per_row=False)
 """Nothing is pruned."""

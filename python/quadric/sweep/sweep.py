@@ -181,7 +181,7 @@ def pruned(
 
 def _all_kept(w: Data) -> Data:
     mask = arrays.empty(w, w.shape, np.bool_)
-    arrays.fill(mask, True)
+    mask.fill(True)
     return mask
 
 
@@ -215,16 +215,7 @@ def _call(
         return loss
     options: tuple[Any, ...] = (0, 0, 0, False, False, 1.0, 1, 0)
     if grid is not None:
-        options = (
-            grid.width if grid.dynamic else 0,
-            grid.stale_block,
-            grid.maxq,
-            grid.symmetric,
-            grid.mse,
-            grid.norm,
-            grid.steps,
-            grid.scale_bits,
-        )
+        options = (grid.width if grid.dynamic else 0, grid.stale_block, *grid.options)
     kernel(
         w,
         None if factor is None else factor._upper,
@@ -232,11 +223,7 @@ def _call(
         None if (dead := _dead(factor)) is None else arrays.beside(dead, w),
         group,
         *options,
-        pattern.keep,
-        pattern.out_of,
-        pattern.sparsity,
-        pattern.block,
-        pattern.per_row,
+        *pattern.options,
         feedback,
         *outputs,
         loss,

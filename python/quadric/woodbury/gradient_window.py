@@ -465,7 +465,7 @@ class GradientWindow:
 
     def _unit(self, count: int) -> Data:
         unit = arrays.zeros(self._rows, count, np.float64)
-        arrays.fill(unit[self._head : self._head + 1], 1.0)
+        unit[self._head : self._head + 1].fill(1.0)
         return unit
 
     def _keep(self, x: Data) -> None:

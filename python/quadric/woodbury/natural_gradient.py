@@ -128,7 +128,7 @@ def natural_gradient(
         L = cholesky(K, damping, check=looks)
         if X is None:
             last = arrays.zeros(a, (1, s, 1), np.float64)
-            arrays.fill(last[:, -1], 1.0)
+            last[:, -1].fill(1.0)
             x = passes.combine(a, coefficients(cho_solve(L, last, K, damping)))[0]
         else:
             C = coefficients(cho_solve(L, passes.dots(a, X), K, damping), -damping)

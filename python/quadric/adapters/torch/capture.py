@@ -145,8 +145,7 @@ class Capture:
         return self._placed(layer, layer.rows(inputs[nth], self._mask))
 
     def _placed(self, layer: Layer, x: Tensor) -> Tensor:
-        on_gpu = runs_on_gpu(layer.weight, self._options["backend"])
-        return x.to(layer.weight.device) if on_gpu else to_cpu(x)
+        return x.to(home(layer.weight, self._options["backend"]))
 
 
 def record(layers: Sequence[Layer], function: Callable[[], Any]) -> References:
