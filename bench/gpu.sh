@@ -81,7 +81,7 @@ run_tests() {
     # shellcheck disable=SC2086
     # pytest-benchmark, where it is installed, warns of -n, and a warning is an error here.
     QUADRIC_TEST_BACKEND=cuda "$python" -m pytest -p no:benchmark -n "$((jobs < 8 ? jobs : 8))" \
-        ${TESTS:-tests/linalg tests/sweep tests/woodbury tests/adapters tests/cuda}
+        ${TESTS:-tests/linalg tests/sketch tests/sweep tests/transport tests/woodbury tests/adapters tests/cuda}
 }
 
 sanitize() {

@@ -29,8 +29,10 @@ int attribute(cudaDeviceAttr what) {
 }
 
 struct Handles {
-  cublasHandle_t blas = nullptr;
+  cublasHandle_t blas = nullptr, blas_beside = nullptr;
   cusolverDnHandle_t solver = nullptr;
+  cudaStream_t beside = nullptr;
+  cudaEvent_t mark = nullptr, other = nullptr;
 
   Handles() = default;
   Handles(const Handles&) = delete;
@@ -86,8 +88,37 @@ Scratch::~Scratch() {
   for (void* memory : own_) cudaFreeAsync(memory, stream(exec_));
 }
 
-cublasHandle_t blas(const Execution& exec, Scratch& scratch) {
-  cublasHandle_t& handle = handles().blas;
+Beside::Beside(const Execution& exec) : exec_(exec), caller_(stream(exec)) {
+  Handles& own = handles();
+  if (own.beside == nullptr) {
+    int lowest = 0, highest = 0;
+    QUADRIC_CUDA(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
+    QUADRIC_CUDA(cudaEventCreateWithFlags(&own.mark, cudaEventDisableTiming));
+    QUADRIC_CUDA(cudaEventCreateWithFlags(&own.other, cudaEventDisableTiming));
+    QUADRIC_CUDA(cudaStreamCreateWithPriority(&own.beside, cudaStreamNonBlocking, highest));
+  }
+  exec_.stream = own.beside;
+  wait();
+}
+
+Beside::~Beside() {
+  // Whatever went wrong, what was launched here comes before what the caller does next.
+  cudaEventRecord(handles().other, stream(exec_));
+  cudaStreamWaitEvent(caller_, handles().other, 0);
+}
+
+void Beside::wait() {
+  QUADRIC_CUDA(cudaEventRecord(handles().other, caller_));
+  QUADRIC_CUDA(cudaStreamWaitEvent(stream(exec_), handles().other, 0));
+}
+
+void Beside::mark() { QUADRIC_CUDA(cudaEventRecord(handles().mark, stream(exec_))); }
+
+void Beside::let_caller_wait_for_mark() { QUADRIC_CUDA(cudaStreamWaitEvent(caller_, handles().mark, 0)); }
+
+namespace {
+
+cublasHandle_t set(cublasHandle_t& handle, const Execution& exec, Scratch& scratch) {
   if (handle == nullptr) {
     QUADRIC_CUDA(cublasCreate(&handle));
     QUADRIC_CUDA(cublasSetPointerMode(handle, CUBLAS_POINTER_MODE_HOST));
@@ -97,6 +128,13 @@ cublasHandle_t blas(const Execution& exec, Scratch& scratch) {
   QUADRIC_CUDA(cublasSetStream(handle, stream(exec)));
   QUADRIC_CUDA(cublasSetWorkspace(handle, scratch.get<char>(kBlasWorkspace), kBlasWorkspace));
   return handle;
+}
+
+}  // namespace
+
+cublasHandle_t blas(const Execution& exec, Scratch& scratch) { return set(handles().blas, exec, scratch); }
+cublasHandle_t blas(const Beside& beside, Scratch& scratch) {
+  return set(handles().blas_beside, beside.exec(), scratch);
 }
 
 cusolverDnHandle_t solver(const Execution& exec) {

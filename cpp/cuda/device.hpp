@@ -46,9 +46,31 @@ class Scratch {
   std::vector<void*> own_;  // what came from the device's pool
 };
 
+// A second stream of this thread and device for a chain of small kernels that must not queue behind what fills the
+// device: of higher priority. It starts after what the caller's stream was given before, and the caller's stream goes
+// on after it when this ends.
+class Beside {
+ public:
+  explicit Beside(const Execution& exec);
+  ~Beside();
+  Beside(const Beside&) = delete;
+  Beside& operator=(const Beside&) = delete;
+
+  const Execution& exec() const { return exec_; }
+  void wait();  // what comes here follows what the caller's stream has been given by now
+  // A place in this stream, and what comes on the caller's stream following it.
+  void mark();
+  void let_caller_wait_for_mark();
+
+ private:
+  Execution exec_;
+  cudaStream_t caller_;
+};
+
 // Handles of this thread and device, set to the stream. Their products are float32 or float64 throughout (no TF32),
 // in workspace from `scratch`, so that the same call gives the same bits and may be captured in a graph.
 cublasHandle_t blas(const Execution& exec, Scratch& scratch);
+cublasHandle_t blas(const Beside& beside, Scratch& scratch);  // another one, to be used in turn with the first
 cusolverDnHandle_t solver(const Execution& exec);
 
 }  // namespace quadric::cuda

@@ -8,6 +8,7 @@ NumPy has no bfloat16, so inside the library its bits pass as uint16: among the 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -77,13 +78,21 @@ def like(x: Array) -> Callable[[Data], Array]:
     """Return the function that turns a result into the array type of `x`, sharing memory."""
     if isinstance(x, np.ndarray):
         return _same
-    if device.find(x) is not None:
-        return DeviceArray.finished
+    if (space := device.find(x)) is not None:
+        return _There(space)
     return _Wrap(array_namespace(x))
 
 
 def _same(a: np.ndarray) -> Array:
     return a
+
+
+@dataclass(frozen=True)
+class _There:
+    space: device.Space
+
+    def __call__(self, a: Data) -> Array:
+        return (a if isinstance(a, DeviceArray) else self.space.from_host(a)).finished()
 
 
 class _Wrap:
@@ -172,6 +181,16 @@ def add(to: Data, a: Data, scale: float = 1.0) -> None:
         to += a if scale == 1.0 else scale * a
 
 
+def scaled(a: Data, factor: float) -> Data:
+    """Return ``factor a``, float32 or float64, as a new contiguous array of the same dtype."""
+    if isinstance(a, DeviceArray):
+        result = zeros(a, a.shape, a.dtype)
+        if a.size:
+            add(result, a, factor)
+        return result
+    return a * a.dtype.type(factor)
+
+
 def diagonal(a: Data) -> Data:
     """Return a view of the diagonal that can be written to."""
     return a.diagonal() if isinstance(a, DeviceArray) else np.einsum("ii->i", a)
@@ -185,6 +204,89 @@ def clear(a: Data, index: np.ndarray, *, rows: bool) -> None:
     a[:, index] = 0
     if rows:
         a[index] = 0
+
+
+def at(a: Data, *index: np.ndarray) -> np.ndarray:
+    """Return the entries at these places as a NumPy array of one axis."""
+    result: np.ndarray = a.at(*index).host() if isinstance(a, DeviceArray) else a[index]
+    return result.reshape(-1)
+
+
+def cut(a: Data, rows: np.ndarray, columns: np.ndarray, out: Data = None) -> Data:
+    """Return a copy of the rows and columns of a matrix with these numbers, in `out` if given."""
+    result = empty(a, (len(rows), len(columns)), a.dtype) if out is None else out
+    if not isinstance(a, DeviceArray):
+        result[...] = a[np.ix_(rows, columns)]
+    elif result.size:
+        index = (np.ascontiguousarray(i, np.int64) for i in (rows, columns))
+        a.space.run(device.arrays().select, a, *index, result)
+    return result
+
+
+def scatter(to: Data, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
+    """Set entries of a C-contiguous matrix of zeros, no place of which is named twice."""
+    if not isinstance(to, DeviceArray):
+        to[rows, columns] = values
+    elif values.size:
+        places = rows.astype(np.int64) * to.shape[1] + columns
+        given = device.flat(beside(np.ascontiguousarray(values, to.dtype), to))
+        to.space.run(device.arrays().add_to_columns, given, places, 1.0, to.reshape(1, -1))
+
+
+def placed(part: Data, rows: np.ndarray, n: int, fill: float) -> Data:
+    """Return a matrix of n rows: those of `part` in these places, the others all `fill`."""
+    if len(rows) == n:
+        return part
+    if isinstance(part, DeviceArray):
+        longer = empty(part, (len(part) + 1, part.shape[1]), part.dtype)
+        longer[:-1].assign(part)
+        longer[-1:].fill(fill)
+        index = np.full(n, len(part))
+        index[rows] = np.arange(len(part))
+        return cut(longer, index, np.arange(part.shape[1]))
+    result = np.full((n, part.shape[1]), fill, part.dtype)
+    result[rows] = part
+    return result
+
+
+def largest(a: Data) -> float:
+    """Return the largest absolute value; waits for a GPU."""
+    if isinstance(a, DeviceArray):
+        result = np.zeros(1)
+        if a.size:
+            a.space.run(device.arrays().largest, a.reshape(-1), result)
+        return float(result[0])
+    return float(np.abs(a).max(initial=0))
+
+
+def column_sums(a: Data) -> np.ndarray:
+    """Return the sums of the columns of a matrix, in float64; waits for a GPU."""
+    if isinstance(a, DeviceArray):
+        result = np.zeros(a.shape[1])
+        if a.size:
+            a.space.run(device.arrays().column_sums, a, result)
+        return result
+    return np.asarray(a.sum(axis=0, dtype=np.float64))
+
+
+def divide(a: Data, by: np.ndarray) -> None:
+    """Divide a matrix in place by a NumPy array of its dtype, (m,) or (n, 1)."""
+    if isinstance(a, DeviceArray):
+        if a.size:
+            spread = a.space.from_host(by).spread(a.shape)
+            a.space.run(device.arrays().divide, spread, a)
+        return
+    with np.errstate(divide="ignore", invalid="ignore"):
+        a /= by
+
+
+def add_product(a: Data, column: np.ndarray, row: np.ndarray) -> None:
+    """Add the outer product of NumPy vectors to a C-contiguous matrix, all of one dtype."""
+    if isinstance(a, DeviceArray):
+        left, right = beside(column[:, None], a), beside(row[None], a)
+        a.space.run(device.arrays().gemm, 1.0, left, right, 1.0, a)
+    else:
+        a += column[:, None] * row
 
 
 def all_finite(a: Data) -> bool:

@@ -112,68 +112,72 @@ TABLE: dict[str, Kernel] = {
         _ALL, _FLOATS, "C-contiguous", "alpha J + delta I + Y^T Y; memory bandwidth"
     ),
     "transport.sinkhorn": Kernel(
-        ORDER, _FLOATS, "any strides", "iterations, one pass over the cost each; exponentials"
+        _ALL, _FLOATS, "any strides", "iterations, one pass over the cost each; exponentials"
     ),
     "transport.candidates": Kernel(
-        ORDER, _FLOATS, "any strides", "sparse matrix of the costs that matter; exponents"
+        _ALL, _FLOATS, "any strides", "sparse matrix of the costs that matter; exponents"
     ),
     "transport.sparse_sinkhorn": Kernel(
-        ORDER, ("float64",), "C-contiguous", "iterations on listed entries; exponentials"
+        _ALL, ("float64",), "C-contiguous", "iterations on listed entries; exponentials"
     ),
     "transport.newton_direction": Kernel(
-        ORDER, ("float64",), "C-contiguous", "conjugate gradients on a sparse plan; bandwidth"
+        _ALL, ("float64",), "C-contiguous", "conjugate gradients on a sparse plan; bandwidth"
     ),
-    "transport.plan": Kernel(ORDER, _FLOATS, "any strides", "P from its potentials; exponentials"),
+    "transport.plan": Kernel(_ALL, _FLOATS, "any strides", "P from its potentials; exponentials"),
     "transport.apply_plan": Kernel(
-        ORDER, _FLOATS, "any strides", "P V, sums and cost without storing P; exponentials"
+        _ALL, _FLOATS, "any strides", "P V, sums and cost without storing P; exponentials"
     ),
     "transport.point_gradient": Kernel(
-        ORDER, _FLOATS, "C-contiguous", "gradient in the points; exponentials"
+        _ALL, _FLOATS, "C-contiguous", "gradient in the points; exponentials"
     ),
     "transport.capped_columns": Kernel(
-        ORDER, _FLOATS, "any strides", "largest entries of columns on simplices; bandwidth"
+        _ALL, _FLOATS, "any strides", "largest entries of columns on simplices; bandwidth"
     ),
     "transport.capped_dual": Kernel(
-        ORDER, _FLOATS, "any strides", "largest entries of columns, shifted; bandwidth"
+        _ALL, _FLOATS, "any strides", "largest entries of columns, shifted; bandwidth"
     ),
-    "random.philox": Kernel(ORDER, (), "C-contiguous", "random words; integer vector units"),
+    "random.philox": Kernel(_ALL, (), "C-contiguous", "random words; integer vector units"),
     "sketch.sparse_sign": Kernel(
-        ORDER, _FLOATS, "any strides", "S A, few signs per column of S; vector units and caches"
+        _ALL, _FLOATS, "any strides", "S A, few signs per column of S; vector units and caches"
     ),
     "sketch.sparse_sign_rows": Kernel(
-        ORDER, _FLOATS, "any strides", "S^T B, few signs per column of S; memory bandwidth"
+        _ALL, _FLOATS, "any strides", "S^T B, few signs per column of S; memory bandwidth"
     ),
-    "sketch.sparse_sign_csr": Kernel(ORDER, _FLOATS, "C-contiguous", "S A for A in CSR; caches"),
+    "sketch.sparse_sign_csr": Kernel(_ALL, _FLOATS, "C-contiguous", "S A for A in CSR; caches"),
     "sketch.dense": Kernel(
-        ORDER, _FLOATS, "any strides", "S A, Gaussian or signs, S never stored; GEMM"
+        _ALL, _FLOATS, "any strides", "S A, Gaussian or signs, S never stored; GEMM"
     ),
     "sketch.dense_entries": Kernel(
-        ORDER, _FLOATS, "C-contiguous", "a part of a dense S; vector units"
+        _ALL, _FLOATS, "C-contiguous", "a part of a dense S; vector units"
     ),
     "sketch.srht": Kernel(
-        ORDER, _FLOATS, "any strides", "sampled Hadamard transform in one read; vector units"
+        _ALL, _FLOATS, "any strides", "sampled Hadamard transform in one read; vector units"
     ),
     "sketch.fwht": Kernel(
-        ORDER, _FLOATS, "any strides", "Walsh-Hadamard transform in place; memory bandwidth"
+        _ALL, _FLOATS, "any strides", "Walsh-Hadamard transform in place; memory bandwidth"
     ),
     "sketch.residual_gradient": Kernel(
-        ORDER, _FLOATS, "any strides", "A^T (b - A x) in one read of A; memory bandwidth"
+        _ALL, _FLOATS, "any strides", "A^T (b - A x) in one read of A; memory bandwidth"
     ),
     "sketch.preconditioned_gram": Kernel(
-        ORDER, _FLOATS, "any strides", "(A R^-1)^T (A R^-1) in one read of A; TRMM and SYRK"
+        _ALL, _FLOATS, "any strides", "(A R^-1)^T (A R^-1) in one read of A; TRMM and SYRK"
     ),
     "sketch.row_norms": Kernel(
-        ORDER, _FLOATS, "any strides", "rows of A M without storing it; GEMM"
+        _ALL, _FLOATS, "any strides", "rows of A M without storing it; GEMM"
     ),
     "sketch.weighted_gram": Kernel(
-        ORDER, _FLOATS, "any strides", "A^T diag(w) A in one read of A; SYRK"
+        _ALL, _FLOATS, "any strides", "A^T diag(w) A in one read of A; SYRK"
     ),
     "sketch.kaczmarz": Kernel(
-        ORDER, _FLOATS, "any strides", "projections onto rows in turn; vector units"
+        _ALL, _FLOATS, "any strides", "projections onto rows in turn; vector units"
     ),
-    "sketch.kaczmarz_csr": Kernel(ORDER, _FLOATS, "C-contiguous", "the same for A in CSR; caches"),
+    "sketch.kaczmarz_csr": Kernel(_ALL, _FLOATS, "C-contiguous", "the same for A in CSR; caches"),
 }
 """Kernel name to the backends that have it."""
+
+
+_SERIAL = {"sketch.kaczmarz", "sketch.kaczmarz_csr"}
+"""Kernels without a number of threads, in whose place a GPU is told where to work."""
 
 
 def table() -> list[tuple[str, Kernel]]:
@@ -280,4 +284,10 @@ def _resolve(kernel: str, argument: str | None, environment: str | None) -> Call
     family, function = kernel.split(".")
     module = import_module(_MODULES[name].format(family=family))
     result: Callable[..., Any] = getattr(module, function)
+    if name == "cuda" and kernel in _SERIAL:
+        return functools.partial(_on_default_stream, result)
     return result
+
+
+def _on_default_stream(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments, 0)

@@ -60,6 +60,9 @@ class Library(Protocol):
     def stream(self, device: int) -> int:
         """Return the stream that the caller works on."""
 
+    def call(self, function: Callable[..., Any], device: int, *owners: Any) -> Any:
+        """Return ``function(namespace, *owners)`` on that GPU, given the library's array API."""
+
 
 @dataclass(frozen=True)
 class Space:
@@ -113,6 +116,14 @@ class Space:
         if self.library.waits:
             _module().stream_synchronize(stream)
         return value
+
+    def apply(self, function: Callable[..., Any], *arrays: "DeviceArray") -> "DeviceArray":
+        """Return what the caller's own library computes: ``function(namespace, *arrays)``.
+
+        For what it does as well as any kernel would: transforms of Fourier, functions of entries.
+        """
+        owners = (a.finished() for a in arrays)
+        return wrap(self.library.call(function, self.device, *owners))
 
     def __repr__(self) -> str:
         return f"{type(self.library).__name__.lower()} on device {self.device}"
@@ -188,11 +199,20 @@ class DeviceArray:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, key: Any) -> "DeviceArray":
-        """Cut with integers and slices of positive or negative steps; nothing is copied."""
+        """Cut with integers and slices of positive or negative steps; nothing is copied.
+
+        None adds an axis of length 1.
+        """
         keys = key if isinstance(key, tuple) else (key,)
         pointer, shape, strides = self.pointer, [], []
-        for axis, k in enumerate(keys):
+        axis = 0
+        for k in keys:
+            if k is None:
+                shape.append(1)
+                strides.append(0)
+                continue
             n, stride = self.shape[axis], self.strides[axis]
+            axis += 1
             if isinstance(k, slice):
                 picked = range(n)[k]
                 shape.append(len(picked))
@@ -201,8 +221,7 @@ class DeviceArray:
             else:
                 start = range(n)[k]
             pointer += start * stride * self.dtype.itemsize
-        rest = len(keys)
-        return self._seen(pointer, (*shape, *self.shape[rest:]), (*strides, *self.strides[rest:]))
+        return self._seen(pointer, (*shape, *self.shape[axis:]), (*strides, *self.strides[axis:]))
 
     def reshape(self, *shape: Any) -> "DeviceArray":
         """Return the entries in another shape: a view where they are contiguous, else a copy."""
@@ -213,10 +232,36 @@ class DeviceArray:
         a = self if self.c_contiguous else self.copy()
         return a._seen(a.pointer, wanted, _contiguous(wanted))
 
+    def transpose(self, *axes: int) -> "DeviceArray":
+        """Return a view with the axes in another order."""
+        shape, strides = (tuple(of[i] for i in axes) for of in (self.shape, self.strides))
+        return self._seen(self.pointer, shape, strides)
+
+    def at(self, *index: np.ndarray) -> "DeviceArray":
+        """Return the entries at these places, one index array per axis; a copy of one axis."""
+        steps = list(zip(self.shape, self.strides, strict=True))
+        first = sum((n - 1) * s for n, s in steps if s < 0)  # where memory begins, seen from here
+        span = sum((n - 1) * abs(s) for n, s in steps) + 1
+        places: Any = -first
+        for i, s in zip(index, self.strides, strict=True):
+            places = places + np.asarray(i, np.int64) * s
+        places = np.ascontiguousarray(places).reshape(-1)
+        memory = self._seen(self.pointer + first * self.dtype.itemsize, (span,), (1,))
+        result = self.space.empty(places.shape, self.dtype)
+        if places.size:
+            self.space.run(arrays().take_entries, memory, places, result)
+        return result
+
     def diagonal(self) -> "DeviceArray":
         """Return the diagonal of a matrix, or of each matrix of a batch, as a view."""
         shape = (*self.shape[:-2], min(self.shape[-2:]))
         return self._seen(self.pointer, shape, (*self.strides[:-2], sum(self.strides[-2:])))
+
+    def as_bits(self, dtype: Any) -> "DeviceArray":
+        """Return a view that takes the bits of the entries for another type of the same size."""
+        dtype = np.dtype(dtype)
+        assert dtype.itemsize == self.dtype.itemsize
+        return DeviceArray(self.owner, self.space, self.pointer, self.shape, self.strides, dtype)
 
     def spread(self, shape: tuple[int, ...]) -> "DeviceArray":
         """Return a view that repeats the entries along axes that are new or of length 1."""
@@ -346,6 +391,11 @@ class Torch:
         }
         self._names = {v: _NAMES[k] for k, v in self._dtypes.items()}
         self._devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+        # What torch's compiled code asks: without a Stream object it takes a tenth of the time.
+        self._stream = getattr(torch._C, "_cuda_getCurrentRawStream", self._current)
+
+    def _current(self, device: int) -> int:
+        return int(self._torch.cuda.current_stream(device).cuda_stream)
 
     def device(self, x: Any) -> int:
         return int(x.device.index)
@@ -365,7 +415,13 @@ class Torch:
         return owner.detach().as_strided(view.shape, view.strides, owner.storage_offset() + offset)
 
     def stream(self, device: int) -> int:
-        return int(self._torch.cuda.current_stream(device).cuda_stream)
+        return int(self._stream(device))
+
+    def call(self, function: Callable[..., Any], device: int, *owners: Any) -> Any:
+        import array_api_compat.torch as namespace
+
+        with self._torch.no_grad(), self._torch.cuda.device(device):
+            return function(namespace, *owners)
 
 
 class CuPy:
@@ -402,6 +458,12 @@ class CuPy:
 
     def stream(self, device: int) -> int:
         return int(self._cupy.cuda.get_current_stream(device).ptr)
+
+    def call(self, function: Callable[..., Any], device: int, *owners: Any) -> Any:
+        import array_api_compat.cupy as namespace
+
+        with self._cupy.cuda.Device(device):
+            return function(namespace, *owners)
 
 
 class Jax:
@@ -442,6 +504,9 @@ class Jax:
     def stream(self, device: int) -> int:
         return 0
 
+    def call(self, function: Callable[..., Any], device: int, *owners: Any) -> Any:
+        return function(self._jax.numpy, *owners)
+
 
 _torch = cache(Torch)
 _cupy = cache(CuPy)
@@ -476,6 +541,11 @@ def sweep() -> Any:
 def woodbury() -> Any:
     """Return the kernels of the Woodbury family, also those that only a GPU needs."""
     return _module().woodbury
+
+
+def transport() -> Any:
+    """Return the kernels of the transport family, also those that only a GPU needs."""
+    return _module().transport
 
 
 def _viewed(x: Any) -> Any:

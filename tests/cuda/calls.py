@@ -1,15 +1,17 @@
-"""Calls of every public function of sweep, woodbury and linalg, on arrays of any library.
+"""Calls of public functions on arrays of any library: all families.
 
 Each takes `put`, which brings a NumPy array to where the call is to be, and a dtype; it returns its
 results under their names.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from quadric import linalg, sweep, woodbury
+from quadric import linalg, sweep, transport, woodbury
+from tests.cuda.sketch_calls import SKETCH
 
 Put = Callable[[np.ndarray], Any]
 Call = Callable[[Put, str], dict[str, Any]]
@@ -208,6 +210,87 @@ def small_matrices(put: Put, dtype: str) -> dict[str, Any]:
     return found
 
 
+# ---- transport -----------------------------------------------------------------------------------
+
+EXACT = {
+    "float32": 2e-6,
+    "float64": 1e-13,
+}  # tolerances of solves, below what results may differ by
+
+
+def solved(result: Any, prefix: str = "") -> dict[str, Any]:
+    fields = ("f", "g", "cost", "value", "dual_value")
+    found = {name: getattr(result, name) for name in fields}
+    found |= {"plan": result.plan()}
+    if result.problem.balanced:
+        found["rounded"] = result.rounded_plan()
+    gradients = result.gradients()
+    found |= {f"gradient {k}": getattr(gradients, k) for k in ("M", "x", "y", "a", "b")}
+    given = {prefix + k: v for k, v in found.items() if v is not None}
+    return {k: np.float64(v) if isinstance(v, float) else v for k, v in given.items()}
+
+
+def masses(n: int, dtype: Any, seed: int = 0, empty: int = 0) -> np.ndarray:
+    w = np.random.default_rng(seed).random(n) + 0.5
+    w[:empty] = 0
+    return (w / w.sum()).astype(dtype)
+
+
+def distinct(shape: Any, dtype: Any, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape).astype(dtype)
+
+
+def transport_of_costs(put: Put, dtype: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for n, m in ((20, 30), (230, 301)):  # a solve in one kernel, and one of many
+        M = distinct((n, m), dtype)
+        a, b = masses(n, "f8", 1), masses(m, "f8", 2)
+        for method in ("auto", "sinkhorn", "newton"):
+            r = transport.solve(a, b, put(M), 0.3, method=method, tol=EXACT[dtype])
+            found |= solved(r, f"{n} {method} ")
+        V = put(normal((m, 3), dtype, 4))
+        found |= {f"{n} barycentric": r.barycentric(V), f"{n} vjp": r.vjp(plan=put(M)).M}
+        unbalanced = {"unbalanced": (2.0, 1.0), "tol": EXACT[dtype]}
+        found |= solved(transport.solve(a, b, put(M), 0.3, **unbalanced), f"{n} unbalanced ")
+        turned = put(np.ascontiguousarray(M.T)).T
+        empty = masses(n, "f8", 1, 3), masses(m, "f8", 2, 5)
+        r = transport.solve(*empty, turned, 0.3, tol=EXACT[dtype])
+        for k in ("f", "g"):  # -Inf where there is no mass
+            found[f"{n} turned, exp {k}"] = getattr(r, k)[5:]
+        found[f"{n} turned plan"] = r.plan()
+        M[0, 3:9] = np.inf
+        r = transport.solve(a, b, put(M), 0.3, tol=EXACT[dtype])
+        found |= {f"{n} forbidden {k}": getattr(r, k) for k in ("f", "g")}
+        found[f"{n} forbidden plan"] = r.plan()
+    return found
+
+
+def transport_of_points(put: Put, dtype: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for (n, m), d in itertools.product(((20, 30), (230, 301)), (3, 19)):
+        x, y = distinct((n, d), dtype, 3), distinct((m, d), dtype, 4)
+        for cost in ("sqeuclidean", "euclidean", "cityblock", "cosine"):
+            reg = {"cosine": 0.05, "cityblock": 0.15 * d}.get(cost, 0.3)
+            options: dict[str, Any] = {"cost": cost, "tol": EXACT[dtype]}
+            r = transport.solve_points(put(x), put(y), reg, **options)
+            found |= solved(r, f"{n} {d} {cost} ")
+            moved = transport.entropic_map(put(x[:7]), put(y), r.g, reg, cost=cost)
+            found[f"{n} {d} {cost} moved"] = moved
+    return found
+
+
+def transport_of_batches(put: Put, dtype: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for n, m in ((20, 30), (230, 301)):
+        M = distinct((4, n, m), dtype)
+        r = transport.solve(None, None, put(M), 0.3, tol=EXACT[dtype], method="sinkhorn")
+        found |= solved(r, f"{n} ") | solved(r[2], f"{n} of one, ")
+        x, y = distinct((4, n, 3), dtype, 3), distinct((4, m, 3), dtype, 4)
+        r = transport.solve_points(put(x), put(y), 0.3, tol=EXACT[dtype], method="sinkhorn")
+        found |= solved(r, f"{n} points ")
+    return found
+
+
 SWEPT: dict[str, Call] = {
     "quantize": swept(sweep.quantize, bits=4, group_size=16),
     "quantize, static": swept(sweep.quantize, bits=2, group_size=8, static_groups=True),
@@ -236,4 +319,8 @@ CALLS: dict[str, Call] = {
     "natural_gradient": natural_gradient,
     "identities": identities,
     "linalg": small_matrices,
+    "transport of costs": transport_of_costs,
+    "transport of points": transport_of_points,
+    "transport of batches": transport_of_batches,
+    **SKETCH,
 }

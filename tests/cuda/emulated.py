@@ -20,6 +20,7 @@ from scipy.linalg import lapack, solve_triangular
 from quadric import backends, cuda_library, device
 from quadric.device import View
 from quadric.woodbury import inverse_update
+from tests.cuda import emulated_router, emulated_sketch, emulated_transport
 
 _CAPTURED = 16_384  # bytes that an upload takes along as arguments of a kernel
 
@@ -84,6 +85,24 @@ class Array:
     def __ne__(self, other: object) -> Any:
         return Array(self.gpu, self.a != other, self.device)
 
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def _result(self, a: np.ndarray) -> "Array":
+        return self.gpu.put(a, self.device)
+
+    def __add__(self, other: Any) -> "Array":
+        return self._result(self.a + _entries(other))
+
+    def __sub__(self, other: Any) -> "Array":
+        return self._result(self.a - _entries(other))
+
+    def __truediv__(self, other: Any) -> "Array":
+        return self._result(self.a / _entries(other))
+
+    def __and__(self, other: Any) -> "Array":
+        return self._result(self.a & _entries(other))
+
     def all(self) -> bool:
         self.gpu.waits += 1
         return bool(self.a.all())
@@ -94,6 +113,10 @@ class Array:
 
     def __repr__(self) -> str:
         return f"emulated.Array({self.dtype}, shape={self.shape}, device={self.device})"
+
+
+def _entries(x: Any) -> Any:
+    return x.a if isinstance(x, Array) else x
 
 
 class Emulated(device.Library):
@@ -126,6 +149,13 @@ class Emulated(device.Library):
 
     def stream(self, device: int) -> int:
         return 7 + device
+
+    def call(self, function: Any, device: int, *owners: Array) -> Array:
+        result = function(np, *(self.gpu.get(x) for x in owners))
+        name = result.dtype.name
+        if self.waits and result.dtype.itemsize == 8:
+            result = result.astype({"float64": np.float32, "int64": np.int32}[name])
+        return self.gpu.put(result, device)
 
 
 class Gpu:
@@ -214,8 +244,9 @@ class Gpu:
                 assert where.stream == 7 + where.device
                 assert where.allocate(1000) % 8 == 0
             self.launched.append(name)
+            extra = {"where": where} if hasattr(function, "makes_arrays") else {}
             with np.errstate(all="ignore"):
-                result = function(*map(self._operand, given))
+                result = function(*map(self._operand, given), **extra)
             outs = arguments[i + 1 :]
             if outs:
                 self.seen(outs[0])[...] = result
@@ -242,7 +273,7 @@ class Gpu:
         root.device_count = lambda: 2
         root.stream_synchronize = self._synchronize
         modules = {"quadric._cuda": root}
-        for family in ("arrays", "sweep", "woodbury", "linalg"):
+        for family in ("arrays", *dict.fromkeys(name.split(".")[0] for name in backends.TABLE)):
             module = ModuleType(f"quadric._cuda.{family}")
             setattr(root, family, module)
             modules[module.__name__] = module
@@ -251,23 +282,27 @@ class Gpu:
                 family, function = name.split(".")
                 setattr(getattr(root, family), function, self.kernel(name, forwarded(name)))
         for family, functions in (
-            ("arrays", _ARRAYS),
+            ("arrays", emulated_sketch.ARRAYS | _ARRAYS),
             (
                 "sweep",
                 {
                     "gram": gram,
                     "symmetry_defect_batch": symmetry_defect_batch,
+                    "arrange": arrange,
                     "gather_batch": gather_batch,
                     "cholesky_batch": cholesky_batch,
                     "sweep_batch": sweep_batch,
                 },
             ),
-            ("linalg", {"cholesky": cholesky, "cho_solve": cho_solve}),
+            ("linalg", {"cholesky": cholesky, "cho_solve": cho_solve, **emulated_sketch.LINALG}),
+            ("sketch", emulated_sketch.sketch(forwarded)),
+            ("transport", emulated_transport.transport(forwarded) | emulated_router.KERNELS),
             ("woodbury", _WOODBURY),
         ):
             for name, function in functions.items():
                 setattr(getattr(root, family), name, self.kernel(f"{family}.{name}", function))
         root.arrays.upload, root.arrays.download = self._upload, self._download
+        root.transport.converges = emulated_transport.converges
         return modules
 
     def _synchronize(self, stream: int) -> None:
@@ -340,6 +375,28 @@ def gram(X: np.ndarray, weights: np.ndarray | None, H: np.ndarray) -> None:
 def symmetry_defect_batch(H: np.ndarray, defects: np.ndarray) -> None:
     assert H.flags.c_contiguous
     defects[...] = [forwarded("sweep.symmetry_defect")(h) for h in H]
+
+
+def arrange(
+    H: np.ndarray,
+    damping: float,
+    activation: bool,
+    group: np.ndarray | None,
+    order: np.ndarray,
+    dead: np.ndarray,
+    original: np.ndarray,
+    damped: np.ndarray,
+    index: np.ndarray | None,
+) -> None:
+    assert H.flags.c_contiguous
+    original[...] = H.diagonal(axis1=1, axis2=2)
+    dead[...] = original == 0
+    for i, d in enumerate(original):
+        order[i] = np.argsort(-d, kind="stable") if activation else np.arange(len(d))
+        mean = d.sum() / max(np.count_nonzero(d), 1)
+        damped[i] = np.where(dead[i], 1.0, d + damping * mean)[order[i]]
+        if index is not None:
+            index[i, order[i]] = group
 
 
 def gather_batch(H: np.ndarray, order: Any, dead: np.ndarray | None, A: np.ndarray) -> None:
@@ -570,7 +627,44 @@ def scale_to_norm(
     out[...] = full.T * out.dtype.type(scale)
 
 
+def take_entries(a: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
+    assert a.ndim == index.ndim == out.ndim == 1
+    assert index.dtype == np.int64
+    assert index.min(initial=0) >= 0
+    out[...] = a[index]
+
+
+def select(a: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:
+    assert a.dtype == out.dtype
+    assert rows.dtype == columns.dtype == np.int64
+    assert out.shape == (len(rows), len(columns))
+    out[...] = a[np.ix_(rows, columns)]
+
+
+def column_sums(a: np.ndarray, out: np.ndarray) -> None:
+    assert out.dtype == np.float64
+    assert out.shape == a.shape[1:]
+    out[...] = a.sum(axis=0, dtype=np.float64)
+
+
+def subtract_row(a: np.ndarray, row: np.ndarray, out: np.ndarray) -> None:
+    assert row.dtype == np.float64
+    assert a.dtype == out.dtype
+    out[...] = a - row
+
+
+def largest(a: np.ndarray, out: np.ndarray) -> None:
+    assert a.ndim == 1
+    assert out.shape == (1,)
+    out[0] = np.abs(a).max(initial=0)
+
+
 _ARRAYS = {
+    "take_entries": take_entries,
+    "select": select,
+    "column_sums": column_sums,
+    "subtract_row": subtract_row,
+    "largest": largest,
     "copy": copy,
     "fill": fill,
     "first_not_finite": lambda x: first(~np.isfinite(floats(x).astype(float))),

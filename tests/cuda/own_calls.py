@@ -201,6 +201,34 @@ def gather_batch(cuda: Any) -> None:
         same(np.isnan(defects), [False, True])
 
 
+def arrange(cuda: Any) -> None:
+    for dtype in FLOATS:
+        for count, n in ((1, 1), (3, 67), (2, 300), (1, 1025)):
+            h = np.stack([positive(n, seed).astype(dtype) for seed in range(count)])
+            h[:, n // 2, n // 2] = 0
+            h[-1, n // 3, n // 3] = h[-1, 0, 0]  # the first of equals goes first
+            for activation, group in ((False, None), (True, np.arange(n, dtype=np.int32) // 7)):
+                shape = (count, n)
+                found, wanted = (
+                    (
+                        np.full(shape, -7), np.zeros(shape, bool),
+                        *(np.full(shape, np.nan) for _ in range(2)),
+                        None if group is None else np.full(shape, -7, np.int32),
+                    )
+                    for _ in range(2)
+                )  # fmt: skip
+                cuda.sweep.arrange(h, 0.25, activation, group, *found, 0)
+                emulated.arrange(h, 0.25, activation, group, *wanted)
+                for place in (0, 1, 2):
+                    same(found[place], wanted[place])
+                near(found[3], wanted[3])
+                if group is not None:
+                    same(found[4], wanted[4])
+    h[0, 3, 3] = np.nan  # an order all the same
+    cuda.sweep.arrange(h, 0.25, True, group, *found, 0)
+    same(np.sort(found[0]), np.arange(h.shape[1])[None])
+
+
 def cholesky_batch(cuda: Any) -> None:
     for dtype in FLOATS:
         for n in (1, 67, 300):
@@ -349,6 +377,7 @@ OWN: dict[str, Callable[[Any], None]] = {
     "linalg.cholesky": cholesky,
     "linalg.cho_solve": cho_solve,
     "sweep.symmetry_defect_batch": gather_batch,
+    "sweep.arrange": arrange,
     "sweep.gather_batch": gather_batch,
     "sweep.cholesky_batch": cholesky_batch,
     "sweep.sweep_batch": sweep_batch,

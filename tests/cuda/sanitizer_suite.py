@@ -18,54 +18,24 @@ from typing import Any
 import numpy as np
 
 from quadric import cuda_library
+from tests.cuda.kernel_arrays import (
+    FLOATS,
+    STORAGES,
+    Call,
+    backwards,
+    normal,
+    padded,
+    permutation,
+    positive,
+    stored,
+    widened,
+)
 from tests.cuda.own_calls import OWN, native
+from tests.cuda.sketch_kernels import SKETCH
+from tests.cuda.transport_kernels import TRANSPORT
 
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}  # of the largest entry: a rough look, no more
 TIES = 0.1  # the share of codes and zero points that may fall the other way in float32
-
-FLOATS = (np.float32, np.float64)
-STORAGES = ("float16", "bfloat16", "float32", "float64")
-
-Call = tuple[str, tuple[Any, ...]]
-"""The kernel's name and a word on the case; arguments but for the last."""
-
-
-def normal(shape: Any, dtype: Any = np.float64, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
-def permutation(n: int) -> np.ndarray:
-    return np.random.default_rng(5).permutation(n)
-
-
-def stored(x: np.ndarray, storage: str) -> np.ndarray:
-    """Return `x` in a storage type; bfloat16 as uint16, cut rather than rounded."""
-    if storage == "bfloat16":
-        return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    return x.astype(storage)
-
-
-@functools.cache
-def _positive(n: int, seed: int) -> np.ndarray:
-    x = normal((n + 9, n), seed=seed)
-    return x.T @ x / n + 0.1 * np.eye(n)
-
-
-def positive(n: int, dtype: Any, seed: int = 2) -> np.ndarray:
-    """Return a positive definite matrix."""
-    return _positive(n, seed).astype(dtype)
-
-
-def padded(a: np.ndarray) -> np.ndarray:
-    """Return `a` inside a larger array of sevens, with an odd row stride."""
-    room = np.full((*a.shape[:-1], a.shape[-1] + 3), 7, a.dtype)
-    room[..., 1:-2] = a
-    return room[..., 1:-2]
-
-
-def backwards(a: np.ndarray) -> np.ndarray:
-    """Return `a` with negative strides."""
-    return a[::-1, ::-1].copy()[::-1, ::-1]
 
 
 @functools.cache
@@ -230,7 +200,11 @@ def of_factors() -> Iterator[Call]:
         yield "woodbury.symmetric_update", (j, c, 1 - c, -c, v, out, np.zeros(len(sizes)))
 
 
-CALLS = (of_hessians, of_grids, of_sweeps, of_small_matrices, of_blocks, of_rows, of_factors)
+CALLS = (
+    *(of_hessians, of_grids, of_sweeps, of_small_matrices, of_blocks, of_rows, of_factors),
+    *TRANSPORT,
+    *SKETCH,
+)
 
 # ---- the comparison -----------------------------------------------------------------------------
 
@@ -259,20 +233,34 @@ def memory(x: Any) -> list[np.ndarray]:
 def difference(a: np.ndarray, b: np.ndarray) -> float:
     """Return by how much `a` differs from `b`, as a multiple of what may be; NaN equals NaN."""
     if a.dtype.kind != "f" or a.dtype == np.float16:
-        return float(np.mean(a != b))
+        return float(np.mean(a != b)) if a.size else 0.0
     if not np.array_equal(np.isfinite(a), np.isfinite(b)):
         return np.inf
     a, b = (np.where(np.isfinite(x), x, 0) for x in (a, b))
     return float(np.abs(a - b).max(initial=0) / (np.abs(b).max(initial=0) or 1))
 
 
+def agree(got: Any, expected: Any, tolerance: float) -> bool:
+    """Say whether returned values are the same but for rounding."""
+    if isinstance(got, tuple):
+        return len(got) == len(expected) and all(
+            agree(a, b, tolerance) for a, b in zip(got, expected, strict=True)
+        )
+    if isinstance(got, np.ndarray):
+        return got.shape == expected.shape and difference(got, expected) <= (
+            tolerance if got.dtype.kind == "f" else 0
+        )
+    return got is None or bool(np.isclose(got, expected, rtol=tolerance, equal_nan=True))
+
+
 def on_cpu(name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return what the CPU kernel takes in place of what only the CUDA kernel takes."""
-    if name != "sweep.gram":
-        return arguments
-    x, weights, h = arguments
-    wide = (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
-    return wide.astype(h.dtype), weights, h
+    if name == "sweep.gram":
+        x, weights, h = arguments
+        return widened(x).astype(h.dtype), weights, h
+    if name.startswith("sketch.") and isinstance(arguments[0], np.ndarray):
+        return tuple(widened(x) if isinstance(x, np.ndarray) else x for x in arguments)
+    return arguments
 
 
 def kernel_of(title: str) -> str:
@@ -286,7 +274,8 @@ def compare(title: str, arguments: tuple[Any, ...]) -> str | None:
     ours = tuple(twin(x) for x in arguments)
     theirs = on_cpu(name, tuple(twin(x) for x in arguments))
     got = getattr(getattr(cuda_library.load(), family), function)(*ours, 0)
-    expected = native(name)(*theirs, 1)
+    threads = () if "kaczmarz" in name else (1,)
+    expected = native(name)(*theirs, *threads)
     narrow = any(a.dtype == np.float32 for x in arguments for a in memory(x))
     if name == "woodbury.gram" and not arguments[2]:
         narrow |= arguments[0].dtype.itemsize == 2  # the CPU multiplies in float32
@@ -298,15 +287,16 @@ def compare(title: str, arguments: tuple[Any, ...]) -> str | None:
         ours, theirs = ours[2:], theirs[2:]
     if name == "sweep.sweep" and kind == "float32":
         ours, theirs = ours[-6:-5], theirs[-6:-5]  # codes alone: one tie moves all that follows
-    same = got is None or np.isclose(got, expected, rtol=TOLERANCE[kind], equal_nan=True)
-    if not same:
+    if name == "transport.newton_direction":  # but for how many steps it took, and how far it came
+        got, expected = ((kept, dropped, gain) for _, kept, dropped, _, gain in (got, expected))
+    if not agree(got, expected, TOLERANCE[kind]):
         return f"returns {got}, not {expected}"
     for i, (x, y) in enumerate(zip(ours, theirs, strict=True)):
         for a, b in zip(memory(x), memory(y), strict=True):
             if a.dtype != b.dtype:
                 continue
             allowed = TOLERANCE[kind]
-            if a.dtype.kind != "f" or a.dtype == np.float16:
+            if a.dtype.kind != "f" or (a.dtype == np.float16 and name != "sketch.fwht"):
                 allowed = TIES if kind == "float32" and name in ("sweep.sweep", "sweep.grid") else 0
             if (d := difference(a, b)) > allowed:
                 return f"argument {i} differs by {d:.1e}, more than {allowed:.1e}"
@@ -318,7 +308,7 @@ def kernels() -> set[str]:
     module = cuda_library.load()
     return {
         f"{family}.{name}"
-        for family in ("arrays", "linalg", "sweep", "woodbury")
+        for family in ("arrays", "linalg", "random", "sketch", "sweep", "transport", "woodbury")
         for name in vars(getattr(module, family))
         if not name.startswith("_")
     }

@@ -14,6 +14,7 @@ from quadric import backends, threads
 from tests import strategies as draws
 from tests.bounds import assert_within
 from tests.sketch import oracle
+from tests.sketch.bits import assert_bits
 from tests.sketch.matrices import integers, make, tall
 
 EPS = float(np.finfo(np.float64).eps)
@@ -272,7 +273,7 @@ def test_layouts_and_threads_change_no_bit(backend, sketch, dtype, d):
         shown = draws.relayout(a, layout)
         for count in (1, *THREADS):
             found = SKETCHES[sketch](shown, backend, n_threads=count)
-            np.testing.assert_array_equal(found, expected, err_msg=f"{layout}, {count} threads")
+            assert_bits(found, expected, backend, err_msg=f"{layout}, {count} threads")
 
 
 @sketches
@@ -286,7 +287,7 @@ def test_chunks_change_no_bit(backend, sketch, dtype, d):
         for cut in [EVERY[sketch] * c for c in cuts] + [len(a)]:
             out = SKETCHES[sketch](a[first:cut], backend, first=first, out=out)
             first = cut
-        np.testing.assert_array_equal(out, expected, err_msg=str(cuts))
+        assert_bits(out, expected, backend, err_msg=str(cuts))
 
 
 @sketches
@@ -311,12 +312,10 @@ def test_csr_bits_are_those_of_the_dense_matrix(backend, dtype, index):
     rows = sparse.csr_array(a)
     for count in (1, *THREADS):
         found = sparse_sign_csr(rows, 24, 8, 5, backend, n_threads=count, index=index)
-        np.testing.assert_array_equal(found, expected)
+        assert_bits(found, expected, backend)
     head, tail = sparse.csr_array(a[:333]), sparse.csr_array(a[333:])
     out = sparse_sign_csr(head, 24, 8, 5, backend)
-    np.testing.assert_array_equal(
-        sparse_sign_csr(tail, 24, 8, 5, backend, first=333, out=out), expected
-    )
+    assert_bits(sparse_sign_csr(tail, 24, 8, 5, backend, first=333, out=out), expected, backend)
 
 
 @pytest.mark.parametrize("dtype", draws.DTYPES)
@@ -354,7 +353,7 @@ def test_fwht_threads_and_layouts(backend, dtype, shape):
     for layout in draws.LAYOUTS:
         for count in (1, *THREADS):
             found = fwht(draws.relayout(x.copy(), layout), backend, count)
-            np.testing.assert_array_equal(found, expected)
+            assert_bits(found, expected, backend)
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1, 2**32, 2**64 - 1])

@@ -46,6 +46,8 @@ def powers(exponents, backend):
 def test_exponential(backend, dtype, reach):
     """Within 2 ulp from the smallest normal number up to a quarter of the largest.
 
+    A GPU's own float32 exponential is good to 2 ulp before the power of two is put in: 3 ulp.
+
     reg is 1 / log 2 up to half an ulp, so the oracle is told that reg; what remains is the rounding
     of the scale, of at most one eps of float64 relative to the exponent.
     """
@@ -57,7 +59,8 @@ def test_exponential(backend, dtype, reach):
     ulp = np.spacing(expected.astype(dtype)).astype(float)
     inside = expected >= info.tiny
     slack = np.abs(x).astype(float) * EPS * expected
-    assert_within(powers(x, backend)[inside], expected[inside], (2 * ulp + slack)[inside])
+    ulps = 3 if backend == "cuda" and dtype == np.float32 else 2
+    assert_within(powers(x, backend)[inside], expected[inside], (ulps * ulp + slack)[inside])
 
 
 @pytest.mark.parametrize("dtype", draws.DTYPES)

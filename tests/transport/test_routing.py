@@ -163,7 +163,9 @@ def test_masks(backend):
 def test_layouts_threads_and_backends(backend, dtype):
     scores = scores_of(7, 200, 12, dtype)
     before = scores.tobytes()
-    expected = route(scores, 20, backend="numba", warn=False).gates()
+    # The CPU's backends agree to the bit; a GPU divides sums of its own.
+    other = "cuda" if backend == "cuda" else "numba"
+    expected = route(scores, 20, backend=other, warn=False).gates()
     for layout in draws.LAYOUTS:
         for threads in (1, 2):
             shown_ = draws.relayout(scores, layout)

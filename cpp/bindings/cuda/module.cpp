@@ -12,9 +12,15 @@ namespace quadric::python {
 void register_arrays(py::module_& m);
 void register_blocks(py::module_& m);
 void register_linalg(py::module_& m);
+void register_newton(py::module_& m);
+void register_passes(py::module_& m);
+void register_plan(py::module_& m);
+void register_random(py::module_& m);
 void register_rows(py::module_& m);
+void register_sketch(py::module_& m);
 void register_steps(py::module_& m);
 void register_sweep(py::module_& m);
+void register_transport(py::module_& m);
 
 namespace {
 
@@ -89,8 +95,17 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   register_arrays(arrays);
   py::module_ linalg = m.def_submodule("linalg", "Kernels that several families stand on.");
   register_linalg(linalg);
+  py::module_ random = m.def_submodule("random", "Random words.");
+  register_random(random);
+  py::module_ sketch = m.def_submodule("sketch", "Kernels of the sketch family.");
+  register_sketch(sketch);
+  register_passes(sketch);
   py::module_ sweep = m.def_submodule("sweep", "Kernels of the sweep family.");
   register_sweep(sweep);
+  py::module_ transport = m.def_submodule("transport", "Kernels of the transport family.");
+  register_transport(transport);
+  register_plan(transport);
+  register_newton(transport);
   py::module_ woodbury = m.def_submodule("woodbury", "Kernels of the woodbury family.");
   register_blocks(woodbury);
   register_rows(woodbury);

@@ -118,7 +118,7 @@ class Operand {
   bool present() const { return present_; }  // or None
   const char* name() const { return name_; }
 
-  // float16, uint16 (bfloat16), float32, float64, uint8, bool, int32 or int64; "" for None
+  // float16, uint16 (bfloat16), float32, float64, uint8, bool, uint32, int32 or int64; "" for None
   const std::string& dtype() const { return dtype_; }
   template <class T>
   bool is() const {
@@ -157,6 +157,17 @@ class Operand {
     const AnyMatrix v = any_matrix();
     mark_written();
     return v;
+  }
+
+  // Three axes, any strides, any type.
+  struct AnyCube {
+    void* data;
+    std::int64_t outer, rows, inner, outer_stride, row_stride, inner_stride;
+  };
+  AnyCube any_mutable_cube() const {
+    if (!typed(dtype_.c_str(), 3)) return {};
+    mark_written();
+    return {data_, shape_[0], shape_[1], shape_[2], strides_[0], strides_[1], strides_[2]};
   }
 
   // rows x cols with contiguous rows; for optional outputs.
@@ -306,6 +317,10 @@ constexpr const char* type_name<std::uint8_t>() {
 template <>
 constexpr const char* type_name<std::uint16_t>() {
   return "uint16";
+}
+template <>
+constexpr const char* type_name<std::uint32_t>() {
+  return "uint32";
 }
 template <>
 constexpr const char* type_name<std::int32_t>() {

@@ -144,6 +144,61 @@ void add_to_columns(const py::object& from_, const py::object& index_, double sc
   where.sync_back();
 }
 
+void take_entries(const py::object& a_, const py::object& index_, const py::object& out_, const py::object& where_) {
+  Where where(where_);
+  const Operand a(where, a_, "a"), index(where, index_, "index"), out(where, out_, "out");
+  const std::int64_t count = index.size(0);
+  by_float(a, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::take_entries<T>(where.exec(), a.vector<T>(a.size(0)), index.vector<std::int64_t>(count), count,
+                          out.mutable_vector<T>(count));
+  });
+  where.sync_back();
+}
+
+void select(const py::object& a_, const py::object& rows_, const py::object& columns_, const py::object& out_,
+            const py::object& where_) {
+  Where where(where_);
+  const Operand a(where, a_, "a"), rows(where, rows_, "rows"), columns(where, columns_, "columns"),
+      out(where, out_, "out");
+  by_float(a, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::select<T>(where.exec(), a.matrix<T>(), rows.vector<std::int64_t>(out.size(0)),
+                    columns.vector<std::int64_t>(out.size(1)), out.mutable_matrix<T>());
+  });
+  where.sync_back();
+}
+
+void subtract_row(const py::object& a_, const py::object& row_, const py::object& out_, const py::object& where_) {
+  Where where(where_);
+  const Operand a(where, a_, "a"), row(where, row_, "row"), out(where, out_, "out");
+  by_float(a, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::subtract_row<T>(where.exec(), a.matrix<T>(), row.vector<double>(a.size(1)), out.mutable_matrix<T>());
+  });
+  where.sync_back();
+}
+
+void largest(const py::object& a_, const py::object& out_, const py::object& where_) {
+  Where where(where_);
+  const Operand a(where, a_, "a"), out(where, out_, "out");
+  by_float(a, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::largest<T>(where.exec(), a.vector<T>(a.size(0)), a.size(0), out.mutable_vector<double>(1));
+  });
+  where.sync_back();
+}
+
+void column_sums(const py::object& a_, const py::object& out_, const py::object& where_) {
+  Where where(where_);
+  const Operand a(where, a_, "a"), out(where, out_, "out");
+  by_float(a, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::column_sums<T>(where.exec(), a.matrix<T>(), out.mutable_vector<double>(a.size(1)));
+  });
+  where.sync_back();
+}
+
 void scale_rows(const py::object& weights_, const py::object& X_, const py::object& where_) {
   Where where(where_);
   const Operand weights(where, weights_, "weights"), X(where, X_, "X");
@@ -226,6 +281,12 @@ void register_arrays(py::module_& m) {
         "to[:, j] = from[:, index[j]].");
   m.def("add_to_columns", &add_to_columns, py::arg("from"), py::arg("index"), py::arg("scale"), py::arg("to"), where,
         "to[:, index[j]] += scale * from[:, j].");
+  m.def("take_entries", &take_entries, py::arg("a"), py::arg("index"), py::arg("out"), where, "out = a[index].");
+  m.def("select", &select, py::arg("a"), py::arg("rows"), py::arg("columns"), py::arg("out"), where,
+        "out[i, j] = a[rows[i], columns[j]].");
+  m.def("subtract_row", &subtract_row, py::arg("a"), py::arg("row"), py::arg("out"), where, "out = a - row.");
+  m.def("largest", &largest, py::arg("a"), py::arg("out"), where, "out[0] = max |a|.");
+  m.def("column_sums", &column_sums, py::arg("a"), py::arg("out"), where, "out = sums of the columns of a.");
   m.def("scale_rows", &scale_rows, py::arg("weights"), py::arg("X"), where, "X[i] *= weights[i].");
   m.def("clear", &clear, py::arg("index"), py::arg("rows"), py::arg("X"), where,
         "Columns, and with `rows` rows, become 0.");

@@ -45,6 +45,74 @@ void cho_solve(const py::object& L_, const py::object& B_, const py::object& whe
   where.sync_back();
 }
 
+void product(const py::object& A_, const py::object& B_, const py::object& C_, double alpha, double beta,
+             const py::object& where_) {
+  Where where(where_);
+  const Operand A(where, A_, "A"), B(where, B_, "B"), C(where, C_, "C");
+  by_float(C, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::linalg::product<T>(where.exec(), A.matrix<T>(), B.matrix<T>(), C.mutable_matrix<T>(), alpha, beta);
+  });
+  where.sync_back();
+}
+
+void triangular_solve(const py::object& R_, const py::object& B_, bool left, bool transposed,
+                      const py::object& where_) {
+  Where where(where_);
+  const Operand R(where, R_, "R"), B(where, B_, "B");
+  by_float(B, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::linalg::triangular_solve<T>(where.exec(), R.matrix<T>(), B.mutable_matrix<T>(), left, transposed);
+  });
+  where.sync_back();
+}
+
+void triangular_inverse(const py::object& R_, const py::object& out_, const py::object& where_) {
+  Where where(where_);
+  const Operand R(where, R_, "R"), out(where, out_, "out");
+  by_float(R, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::linalg::triangular_inverse<T>(where.exec(), R.matrix<T>(), out.mutable_matrix<T>());
+  });
+  where.sync_back();
+}
+
+py::object qr(const py::object& A_, const py::object& R_, const py::object& where_, const py::object& status_) {
+  Where where(where_);
+  const Operand A(where, A_, "A"), R(where, R_, "R");
+  const Scalar<std::int32_t> status(where, status_, "status");
+  by_float(A, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::linalg::qr<T>(where.exec(), A.mutable_matrix<T>(), R.mutable_matrix<T>(), status.data());
+  });
+  where.sync_back();
+  return status.result();
+}
+
+py::object symmetric_cholesky(const py::object& G_, const py::object& R_, const py::object& where_,
+                              const py::object& status_) {
+  Where where(where_);
+  const Operand G(where, G_, "G"), R(where, R_, "R");
+  const Scalar<std::int32_t> status(where, status_, "status");
+  by_float(G, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::linalg::symmetric_cholesky<T>(where.exec(), G.matrix<T>(), R.mutable_matrix<T>(), status.data());
+  });
+  where.sync_back();
+  return status.result();
+}
+
+void column_norms(const py::object& A_, const py::object& out_, const py::object& where_) {
+  Where where(where_);
+  const Operand A(where, A_, "A"), out(where, out_, "out");
+  if (A.ndim() != 2) throw invalid_argument("A must have two dimensions");
+  by_float(A, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::linalg::column_norms<T>(where.exec(), A.matrix<T>(), out.mutable_vector<double>(A.size(1)));
+  });
+  where.sync_back();
+}
+
 }  // namespace
 
 void register_linalg(py::module_& m) {
@@ -54,6 +122,16 @@ void register_linalg(py::module_& m) {
   m.def("cholesky", &cholesky, py::arg("A"), py::arg("shift"), where, py::arg("info") = py::none(),
         "A + shift I = L L^T in place, one float64 matrix; -1, or the pivot that failed.");
   m.def("cho_solve", &cho_solve, py::arg("L"), py::arg("B"), where, "B <- (L L^T)^-1 B in place, float64.");
+  m.def("product", &product, py::arg("A"), py::arg("B"), py::arg("C"), py::arg("alpha"), py::arg("beta"), where,
+        "C = alpha A B + beta C.");
+  m.def("triangular_solve", &triangular_solve, py::arg("R"), py::arg("B"), py::arg("left"), py::arg("transposed"),
+        where, "B <- R^-1 B or B R^-1, with R^T for R if transposed; R upper triangular.");
+  m.def("triangular_inverse", &triangular_inverse, py::arg("R"), py::arg("out"), where, "out = R^-1, R upper.");
+  m.def("qr", &qr, py::arg("A"), py::arg("R"), where, py::arg("status") = py::none(),
+        "A = Q R; A becomes Q; -1, or the column that failed.");
+  m.def("symmetric_cholesky", &symmetric_cholesky, py::arg("G"), py::arg("R"), where, py::arg("status") = py::none(),
+        "G = R^T R with R upper triangular; -1, or the pivot that failed.");
+  m.def("column_norms", &column_norms, py::arg("A"), py::arg("out"), where, "Norms of the columns.");
 }
 
 }  // namespace quadric::python

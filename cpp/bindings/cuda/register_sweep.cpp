@@ -52,6 +52,25 @@ void symmetry_defect_batch(const py::object& H_, const py::object& defects_, con
   where.sync_back();
 }
 
+void arrange(const py::object& H_, double damping, bool activation, const py::object& group_, const py::object& order_,
+             const py::object& dead_, const py::object& original_, const py::object& damped_, const py::object& index_,
+             const py::object& where_) {
+  Where where(where_);
+  const Operand H(where, H_, "H"), group(where, group_, "group", kOptional), order(where, order_, "order"),
+      dead(where, dead_, "dead"), original(where, original_, "original"), damped(where, damped_, "damped"),
+      index(where, index_, "index", kOptional);
+  if (H.ndim() != 3) throw invalid_argument("H must have three dimensions");
+  const std::int64_t count = H.size(0), n = H.size(1);
+  by_float(H, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::sweep::arrange<T>(where.exec(), count, n, H.block<T>({count, n, n}), damping, activation,
+                            group.vector<std::int32_t>(n), order.mutable_block<std::int64_t>({count, n}),
+                            dead.mutable_block<bool>({count, n}), original.mutable_block<double>({count, n}),
+                            damped.mutable_block<double>({count, n}), index.mutable_block<std::int32_t>({count, n}));
+  });
+  where.sync_back();
+}
+
 void gather_batch(const py::object& H_, const py::object& order_, const py::object& dead_, const py::object& A_,
                   const py::object& where_) {
   Where where(where_);
@@ -208,6 +227,9 @@ void register_sweep(py::module_& m) {
   m.def("gather", &gather, py::arg("H"), py::arg("order"), py::arg("A"), where, "A = H in reversed sweep order.");
   m.def("symmetry_defect_batch", &symmetry_defect_batch, py::arg("H"), py::arg("defects"), where,
         "The same for many matrices; defects receives what `symmetry_defect` returns.");
+  m.def("arrange", &arrange, py::arg("H"), py::arg("damping"), py::arg("activation"), py::arg("group"),
+        py::arg("order"), py::arg("dead"), py::arg("original"), py::arg("damped"), py::arg("index"), where,
+        "Orders, dead inputs and damped diagonals of many Hessians.");
   m.def("gather_batch", &gather_batch, py::arg("H"), py::arg("order"), py::arg("dead"), py::arg("A"), where,
         "The same for many matrices, with zeros for dead inputs.");
   m.def("cholesky", &cholesky, py::arg("A"), py::arg("diagonal"), where, py::arg("pivot") = py::none(),

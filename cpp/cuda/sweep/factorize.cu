@@ -244,6 +244,66 @@ void permute_in_place(const Execution& exec, const std::int64_t* order, std::int
   }
 }
 
+// The diagonal of each matrix, a block for each: which inputs are dead, and what to add to the others.
+template <class T>
+__global__ void __launch_bounds__(kThreads) read_diagonals(std::int64_t n, const T* __restrict__ H, double damping,
+                                                           bool* dead, double* original, double* shift) {
+  __shared__ double sums[kThreads];
+  __shared__ int counts[kThreads];
+  const std::int64_t k = blockIdx.x;
+  const int t = static_cast<int>(threadIdx.x);
+  double sum = 0;
+  int live = 0;
+  for (std::int64_t j = t; j < n; j += kThreads) {
+    const double d = static_cast<double>(H[k * n * n + j * (n + 1)]);
+    original[k * n + j] = d;
+    dead[k * n + j] = d == 0;
+    sum += d;
+    live += d != 0;
+  }
+  sums[t] = sum;
+  counts[t] = live;
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (t < half) {
+      sums[t] += sums[t + half];
+      counts[t] += counts[t + half];
+    }
+  }
+  if (t == 0) shift[k] = damping * sums[0] / max(counts[0], 1);
+}
+
+// The place of each column in the sweep: its own, or by falling diagonal, the first column first among equals. NaN
+// comes last. A thread for each column of gridDim.y matrices at a time.
+__global__ void __launch_bounds__(kThreads)
+    arrange_columns(std::int64_t count, std::int64_t n, bool activation, const bool* dead, const double* original,
+                    const double* shift, const std::int32_t* group, std::int64_t* order, double* damped,
+                    std::int32_t* index) {
+  __shared__ double others[kThreads];
+  const std::int64_t j = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const auto key = [&](double d) { return isnan(d) ? -std::numeric_limits<double>::infinity() : d; };
+  for (std::int64_t k = blockIdx.y; k < count; k += gridDim.y) {
+    const double* const diagonal = original + k * n;
+    const double mine = j < n ? diagonal[j] : 0;
+    std::int64_t place = j;
+    if (activation) {
+      place = 0;
+      for (std::int64_t first = 0; first < n; first += kThreads) {
+        __syncthreads();
+        if (first + threadIdx.x < n) others[threadIdx.x] = key(diagonal[first + threadIdx.x]);
+        __syncthreads();
+        const int some = static_cast<int>(min(n - first, static_cast<std::int64_t>(kThreads)));
+        for (int i = 0; i < some; ++i)
+          place += others[i] > key(mine) || (others[i] == key(mine) && first + i < j) ? 1 : 0;
+      }
+    }
+    if (j >= n) continue;
+    order[k * n + place] = j;
+    damped[k * n + place] = dead[k * n + j] ? 1.0 : mine + shift[k];
+    if (index != nullptr) index[k * n + j] = group[place];
+  }
+}
+
 // ---- factor --------------------------------------------------------------------------------------------------------
 
 // Matrices stand one after the other; gridDim.y of them at a time.
@@ -367,6 +427,23 @@ void gather(const Execution& exec, MatrixView<const T> H, const std::int64_t* or
 }
 
 template <class T>
+void arrange(const Execution& exec, std::int64_t count, std::int64_t n, const T* H, double damping, bool activation,
+             const std::int32_t* group, std::int64_t* order, bool* dead, double* original, double* damped,
+             std::int32_t* index) {
+  QUADRIC_REQUIRE(count >= 0 && count <= std::numeric_limits<int>::max() && n >= 0, "H must have a shape");
+  QUADRIC_REQUIRE((group == nullptr) == (index == nullptr), "index goes with group");
+  if (count == 0 || n == 0) return;
+  Scratch scratch(exec);
+  double* const shift = scratch.get<double>(count);
+  read_diagonals<T><<<static_cast<unsigned>(count), kThreads, 0, stream(exec)>>>(n, H, damping, dead, original, shift);
+  QUADRIC_CUDA_LAUNCHED();
+  const auto some = static_cast<unsigned>(std::min<std::int64_t>(count, kMatrices));
+  arrange_columns<<<dim3(static_cast<unsigned>(ceil_div(n, kThreads)), some), kThreads, 0, stream(exec)>>>(
+      count, n, activation, dead, original, shift, group, order, damped, index);
+  QUADRIC_CUDA_LAUNCHED();
+}
+
+template <class T>
 void gather_batch(const Execution& exec, std::int64_t count, std::int64_t n, const T* H, const std::int64_t* order,
                   const bool* dead, T* A) {
   QUADRIC_REQUIRE(count >= 0 && n >= 0, "H must have a shape");
@@ -400,6 +477,8 @@ void cholesky_batch(const Execution& exec, std::int64_t count, std::int64_t n, T
   template QUADRIC_API void symmetry_defect(const Execution&, MatrixView<const T>, double*);                          \
   template QUADRIC_API void gather(const Execution&, MatrixView<const T>, const std::int64_t*, MatrixView<T>);        \
   template QUADRIC_API void symmetry_defect_batch(const Execution&, std::int64_t, std::int64_t, const T*, double*);   \
+  template QUADRIC_API void arrange(const Execution&, std::int64_t, std::int64_t, const T*, double, bool,             \
+                                    const std::int32_t*, std::int64_t*, bool*, double*, double*, std::int32_t*);      \
   template QUADRIC_API void gather_batch(const Execution&, std::int64_t, std::int64_t, const T*, const std::int64_t*, \
                                          const bool*, T*);                                                            \
   template QUADRIC_API void cholesky(const Execution&, MatrixView<T>, const double*, std::int64_t*);                  \

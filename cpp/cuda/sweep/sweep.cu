@@ -2,12 +2,15 @@
 //
 // Floor: m n^2 flops at 50 TFLOP/s, 1.4 ms for 4096 x 4096. Products within a panel of 512 columns have a depth of 128
 // and take 1/8 of these flops at about half the rate; those that leave the panel have a depth of 512. With 32 blocks of
-// 15 us (block.cu) this should reach 2.5 ms.
+// 34 us (block.cu), which leave the device half empty, this is 3 ms one after the other. So the chain of blocks runs on
+// a stream of its own, ahead: of what leaves a panel it takes along only the next panel's part, and the rest follows on
+// the caller's stream while the next panel is swept. That should reach 2.2 ms.
 #include "quadric/cuda/sweep.hpp"
 
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <optional>
 
 #include "require.hpp"
 #include "sweep/arguments.hpp"
@@ -77,7 +80,7 @@ template <class T>
 class Sweep {
  public:
   Sweep(const Execution& exec, const Job<T>& job)
-      : exec_(exec),
+      : caller_(exec),
         job_(job),
         m_(job.weights.m),
         n_(job.weights.n),
@@ -90,6 +93,12 @@ class Sweep {
     if (job_.a != nullptr) {
       job_.sums = scratch_.template get<T>(count_ * n_ * job_.rows);
       blas_ = blas(exec, scratch_);
+      if (plan_.panels.size() > 3) {
+        beside_.emplace(exec);
+        chain_blas_ = blas(*beside_, scratch_);
+      } else {
+        chain_blas_ = blas_;
+      }
     }
     std::int64_t widest = 0;  // of the ranges whose current weights are solved for
     if (!plan_.grids_inside)
@@ -105,6 +114,7 @@ class Sweep {
       kept_ = scratch_.template get<std::uint8_t>(count_ * columns * job_.rows);
     }
     if (feeds_back() && widest > 0) ahead_ = scratch_.template get<T>(count_ * widest * job_.rows);
+    if (beside_) beside_->wait();  // for memory that comes in the order of the caller's stream
   }
 
   void run() {
@@ -119,12 +129,14 @@ class Sweep {
       task_.begin = begin;
       task_.width = static_cast<int>(end - begin);
       task_.keep_errors = job_.a != nullptr && end < n_;
-      sweep_block(exec_, job_, task_);
+      sweep_block(chain(), job_, task_);
       if (job_.a == nullptr) continue;
       if (end < panel_end)
-        pass_on(begin, end, end, panel_end);
+        pass_on(chain_blas_, begin, end, end, panel_end);
+      else if (end < n_ && !beside_)
+        pass_on(blas_, panel_begin, end, end, n_);
       else if (end < n_)
-        pass_on(panel_begin, end, end, n_);
+        leave_panel(panel_begin, end, plan_.panels[panel + 2]);
     }
   }
 
@@ -141,9 +153,22 @@ class Sweep {
   // R_ij; what is left of it and above it follows.
   const T* factor(std::int64_t i, std::int64_t j) const { return job_.a + (n_ - 1 - j) * n_ + (n_ - 1 - i); }
 
+  // The stream that blocks come one after the other on.
+  const Execution& chain() const { return beside_ ? beside_->exec() : caller_; }
+
+  // The errors of the panel [from, to) go to the next panel, up to `next`, at once and to the others on the side.
+  void leave_panel(std::int64_t from, std::int64_t to, std::int64_t next) {
+    beside_->mark();  // the errors are there
+    beside_->wait();  // for what the panels before have left to the next panel
+    pass_on(chain_blas_, from, to, to, next);
+    if (next == n_) return;
+    beside_->let_caller_wait_for_mark();
+    pass_on(blas_, from, to, next, n_);
+  }
+
   // C of columns [begin, end) += D R of columns [from, to). The first products of all set C.
-  void pass_on(std::int64_t from, std::int64_t to, std::int64_t begin, std::int64_t end) {
-    QUADRIC_CUDA(multiply(blas_, int_of(m_), int_of(end - begin), int_of(to - from), sums(to - 1), int_of(job_.rows),
+  void pass_on(cublasHandle_t handle, std::int64_t from, std::int64_t to, std::int64_t begin, std::int64_t end) {
+    QUADRIC_CUDA(multiply(handle, int_of(m_), int_of(end - begin), int_of(to - from), sums(to - 1), int_of(job_.rows),
                           factor(to - 1, end - 1), int_of(n_), from == 0 ? T(0) : T(1), sums(end - 1),
                           int_of(job_.rows), n_ * job_.rows, n_ * n_, int_of(count_)));
   }
@@ -157,8 +182,8 @@ class Sweep {
       T* x = ahead_ + i * size;
       QUADRIC_CUDA(cudaMemcpyAsync(x, sums(range.end - 1) + i * n_ * job_.rows,
                                    static_cast<std::size_t>(size) * sizeof(T), cudaMemcpyDeviceToDevice,
-                                   stream(exec_)));
-      QUADRIC_CUDA(solve(blas_, int_of(m_), int_of(range.end - range.begin),
+                                   stream(chain())));
+      QUADRIC_CUDA(solve(chain_blas_, int_of(m_), int_of(range.end - range.begin),
                          factor(range.end - 1, range.end - 1) + i * n_ * n_, int_of(n_), x, int_of(job_.rows)));
     }
     result.data = ahead_;
@@ -170,8 +195,9 @@ class Sweep {
 
   void find_grids(const Range& range) {
     const SweepOptions& options = job_.options;
-    group_grids(exec_, job_.weights, shift(range), options.grid, options.group_size, first_group(options, range.begin),
-                last_group(options, range.begin, n_), job_.scales, job_.zeros, job_.groups);
+    group_grids(chain(), job_.weights, shift(range), options.grid, options.group_size,
+                first_group(options, range.begin), last_group(options, range.begin, n_), job_.scales, job_.zeros,
+                job_.groups);
   }
 
   void find_mask(const Range& range) {
@@ -181,17 +207,17 @@ class Sweep {
       task.begin = range.begin;
       task.width = static_cast<int>(columns);
       task.scores = scores_;
-      sweep_block(exec_, job_, task);
+      sweep_block(chain(), job_, task);
     } else {
-      range_scores(exec_, job_.weights, shift(range), feeds_back() ? job_.a : nullptr, range.begin, range.end,
+      range_scores(chain(), job_.weights, shift(range), feeds_back() ? job_.a : nullptr, range.begin, range.end,
                    job_.rows, scores_);
     }
     const bool together = all_rows(job_.options);
     const std::int64_t pruned = pruned_in(job_.options, range, together ? m_ : 1);
     if (together)
-      mask_all_rows(exec_, scores_, count_, columns, m_, job_.rows, pruned, workspace_, kept_);
+      mask_all_rows(chain(), scores_, count_, columns, m_, job_.rows, pruned, workspace_, kept_);
     else
-      mask_each_row(exec_, scores_, count_, columns, m_, job_.rows, pruned, kept_);
+      mask_each_row(chain(), scores_, count_, columns, m_, job_.rows, pruned, kept_);
     task_.kept = kept_;
     task_.kept_begin = range.begin;
     task_.kept_matrix = columns * job_.rows;
@@ -199,12 +225,13 @@ class Sweep {
 
   static int int_of(std::int64_t x) { return static_cast<int>(x); }
 
-  const Execution& exec_;
+  const Execution& caller_;
   Job<T> job_;
   std::int64_t m_, n_, count_;
   Plan plan_;
   Scratch scratch_;
-  cublasHandle_t blas_ = nullptr;
+  std::optional<Beside> beside_;  // ends before its memory does
+  cublasHandle_t blas_ = nullptr, chain_blas_ = nullptr;
   BlockTask<T> task_;
   T* scores_ = nullptr;
   std::uint8_t* kept_ = nullptr;

@@ -6,7 +6,8 @@ import numpy as np
 from scipy.linalg import lapack
 
 from quadric import arrays, checks, threads
-from quadric.arrays import Array
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 from quadric.random.philox import Seed, resolve_seed
 from quadric.sketch import cost_model, scaling
 from quadric.sketch.karlson_walden import Estimate
@@ -36,7 +37,7 @@ def lstsq_backward_error(
     A : array or sparse matrix, shape (n, d)
         float32 or float64, with at least as many rows as columns (or with ridge).
     b, x : array, shape (n,) and (d,), or (n, k) and (d, k)
-        Of the dtype of A.
+        Of the dtype of A; b where A is.
     ridge : float, optional
         Of the problem that x is to solve, ``min |b - A x|^2 + ridge |x|^2``; its rows
         ``sqrt(ridge) I`` count as part of A.
@@ -55,7 +56,7 @@ def lstsq_backward_error(
 
     Returns
     -------
-    float, or array of float64, shape (k,)
+    float, or array of float64, shape (k,), of NumPy if A is on a GPU
         ``|[dA, theta |A|_F / |b| db]|_F / |A|_F`` of the smallest change; a few 1e-16 for what a
         backward stable solver returns in float64.
 
@@ -108,8 +109,10 @@ def lstsq_backward_error(
     point = check_sides(x, "x", d, matrix.dtype)
     if point.shape[1] != sides.shape[1] or x.ndim != b.ndim:
         raise ValueError(f"x must have shape {(d, *b.shape[1:])} to go with b, got {x.shape}")
+    arrays.together(sides, matrix, "b", "A")
     checks.finite(sides, "b")
     checks.finite(point, "x")
+    point = arrays.host(point)
     passes = Passes(matrix, checks.real(ridge, "ridge", low=0.0), backend, n_threads)
     weight = np.inf if theta == np.inf else checks.positive(theta, "theta")
     if n < d and not passes.ridge:
@@ -130,30 +133,31 @@ def lstsq_backward_error(
     with threads.blas_limit(1):
         if exact and operator is not None:
             factor = _exact(passes, factor)
-        r = np.empty(sides.shape, matrix.dtype)
+        r = passes.empty(sides.shape[1])
         wide = point.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             g, squares = passes.gradient(wide, sides, r)
-            b_norms = np.sqrt(np.einsum("ij,ij->j", sides, sides, dtype=np.float64))
+            b_norms = scaling.sums_norms(sides)
         if not (np.isfinite(g).all() and np.isfinite(squares).all()):
             passes.refuse(sides)
         error = Estimate(factor, b_norms, theta=weight).at(g, np.sqrt(squares), wide)
     if b.ndim == 1:
         return float(error[0])
-    return arrays.like(b)(error)
+    return error if isinstance(sides, DeviceArray) else arrays.like(b)(error)
 
 
-def _moderate(b: np.ndarray, x: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray]:
+def _moderate(b: Data, x: np.ndarray, size: float) -> tuple[Data, np.ndarray]:
     """Return b and x over a power of two, which changes no error; |b| and |A| |x| are moderate."""
+    sizes = scaling.largest(b)
     products = np.frexp(scaling.largest(x))[1] + np.frexp(size)[1]
-    bound = np.where(x.any(axis=0), products, np.frexp(scaling.largest(b))[1])
-    bound = np.where(b.any(axis=0), np.maximum(bound, np.frexp(scaling.largest(b))[1]), bound)
+    bound = np.where(x.any(axis=0), products, np.frexp(sizes)[1])
+    bound = np.where(sizes > 0, np.maximum(bound, np.frexp(sizes)[1]), bound)
     if (np.abs(bound) < np.finfo(b.dtype).maxexp // 4).all():
         return b, x
-    return np.ldexp(b, -bound), np.ldexp(x, -bound)
+    return scaling.shifted(b, -bound), np.ldexp(x, -bound)
 
 
-def _factor(passes: Passes, b: np.ndarray, operator: Any) -> Factor:
+def _factor(passes: Passes, b: Data, operator: Any) -> Factor:
     with threads.blas_limit(1):
         top, side = sketch(passes.A, b, operator, passes.ridge)
     with threads.blas_limit(passes.workers):

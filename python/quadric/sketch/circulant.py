@@ -1,18 +1,22 @@
 """The subsampled randomized circulant matrix."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import fft
 
-from quadric import backends, random, threads
+from quadric import arrays, backends, random, threads
+from quadric.arrays import Data
+from quadric.device import DeviceArray
 from quadric.random.philox import Seed
 from quadric.sketch.operator import SketchingOperator, check_shape, float_type
 from quadric.sketch.signs import CIRCULANT, SIGNS, signs
 
 _SHORTEST = 4096  # length of a transform, unless n is small: shorter ones waste time on calls
 _ENTRIES = 2**21  # entries that are transformed together
+_ENTRIES_ON_GPU = 2**26
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -78,7 +82,73 @@ class SubsampledCirculant(SketchingOperator):
             result: np.ndarray = rows.astype(dtype)
         return result
 
-    def _adjoint(self, B: np.ndarray) -> np.ndarray:
+    def _sum_on_gpu(self, A: DeviceArray, first: int) -> DeviceArray:
+        """As `_add` and `_value`, many blocks at once; sums of them are transformed back."""
+        m, d, dtype = self.whole[0], A.shape[1], arrays.computing(A.dtype)
+        total = A.space.full((m, d), np.float64, 0)
+        start, length = self._block - 1, self._length
+
+        def convolved(xp: Any, rows: Any, flips: Any, windows: Any) -> Any:
+            count, width = windows.shape[0], rows.shape[1]
+            x = xp.multiply(rows, xp.reshape(flips, (-1, 1)))
+            x = xp.fft.rfft(xp.reshape(x, (count, -1, width)), n=length, axis=1)
+            w = xp.fft.rfft(windows, n=length, axis=1)
+            image = xp.sum(xp.multiply(x, xp.reshape(w, (count, -1, 1))), axis=0)
+            return xp.fft.irfft(image, n=length, axis=0)[start : start + m]
+
+        for left, right, begin, end in self._pieces(A.shape[0], d):
+            rows = A[begin:end, left:right].astype(dtype, copy=False)
+            flips = self._signs(SIGNS, first + begin, end - begin, dtype)
+            windows = self._windows(first + begin, end - begin, dtype)
+            there = (A.space.from_host(a) for a in (flips, windows))
+            part = A.space.apply(convolved, rows, *there)
+            arrays.add(total[:, left:right], part.astype(np.float64, copy=False))
+        return total
+
+    def _pieces(self, n: int, d: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield ranges of columns and of rows, these either whole blocks or less than one."""
+        width = max(1, min(d, _ENTRIES_ON_GPU // self._length))
+        rows = max(1, _ENTRIES_ON_GPU // (self._length * width)) * self._block
+        whole = n // self._block * self._block
+        for left in range(0, d, width):
+            right = min(left + width, d)
+            for begin in range(0, whole, rows):
+                yield left, right, begin, min(begin + rows, whole)
+            if whole < n:
+                yield left, right, whole, n
+
+    def _windows(self, first: int, count: int, dtype: Any) -> np.ndarray:
+        """Return what the blocks of some rows of A are convolved with, one in each row."""
+        starts = range(first, first + count, self._block)
+        return np.stack([self._convolver(start, dtype) for start in starts])
+
+    def _adjoint_on_gpu(self, B: DeviceArray) -> DeviceArray:
+        block, length, k = self._block, self._length, B.shape[1]
+        out = B.space.empty((self.n, k), B.dtype)
+        padded = B.space.full((length, k), B.dtype, 0)
+        padded[block - 1 + self.row :][: self.m].assign(B)
+        skipped = self.column % block
+
+        def correlated(xp: Any, b: Any, flips: Any, windows: Any) -> Any:
+            image, w = xp.fft.rfft(b, n=length, axis=0), xp.fft.rfft(windows, n=length, axis=1)
+            product = xp.multiply(xp.conj(xp.reshape(w, (*w.shape, 1))), image)
+            rows = xp.fft.irfft(product, n=length, axis=1)[:, :block]
+            rows = xp.reshape(rows, (-1, rows.shape[2]))[: flips.shape[0]]
+            return xp.multiply(rows, xp.reshape(flips, (-1, 1)))
+
+        for left, right, begin, end in self._pieces(skipped + self.n, k):
+            first = self.column - skipped + begin
+            flips = self._signs(SIGNS, first, end - begin, B.dtype)
+            there = map(B.space.from_host, (flips, self._windows(first, end - begin, B.dtype)))
+            rows = B.space.apply(correlated, padded[:, left:right], *there)
+            low = max(begin, skipped)
+            if low < end:
+                out[low - skipped : end - skipped, left:right].assign(rows[low - begin :])
+        return out
+
+    def _adjoint(self, B: Data) -> Data:
+        if isinstance(B, DeviceArray):
+            return self._adjoint_on_gpu(self._scaled_on_gpu(B))
         block, length = self._block, self._length
         out = np.empty((self.n, B.shape[1]), B.dtype)
         width = max(1, _ENTRIES // length)
@@ -99,6 +169,10 @@ class SubsampledCirculant(SketchingOperator):
 
     def _window(self, first: int, dtype: Any) -> np.ndarray:
         """Return the transform of what the rows of A from `first` on are convolved with."""
+        return self._transform(self._convolver(first, dtype)[:, None])
+
+    def _convolver(self, first: int, dtype: Any) -> np.ndarray:
+        """Return the window of r that the rows of A from `first` on are convolved with."""
         n = self.whole[1]
         place, missing = (1 - self._block - first) % n, self._length
         pieces = []
@@ -106,7 +180,7 @@ class SubsampledCirculant(SketchingOperator):
             count = min(missing, n - place)
             pieces.append(self._signs(CIRCULANT, place, count, dtype))
             place, missing = 0, missing - count
-        return self._transform(np.concatenate(pieces)[:, None])
+        return np.concatenate(pieces)
 
     def _transform(self, x: np.ndarray) -> np.ndarray:
         result: np.ndarray = fft.rfft(x, self._length, axis=0, workers=self._threads())
@@ -144,7 +218,8 @@ def circulant(
     seed : int, Generator or None, optional
         Below 2^64. None takes fresh entropy; a generator gives one number.
     backend : str, optional
-        See :mod:`quadric.backends`; it makes the random words, the rest is :mod:`scipy.fft`.
+        See :mod:`quadric.backends`; it makes the random words, the rest is :mod:`scipy.fft`,
+        or on a GPU the transform of the library that the array is from.
     n_threads : int, optional
         None follows the environment. The result does not depend on it.
 

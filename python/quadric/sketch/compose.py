@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from quadric.arrays import Data
+from quadric.device import DeviceArray
 from quadric.sketch.operator import SketchingOperator
 
 
@@ -59,16 +61,20 @@ class Composition(SketchingOperator):
     def _zeros(self, d: int, dtype: np.dtype[Any]) -> np.ndarray:
         return self.inner._zeros(d, dtype)
 
-    def _add(self, A: np.ndarray, first: int, total: np.ndarray) -> None:
+    def _add(self, A: Data, first: int, total: Data) -> None:
         self.inner._add(A, first, total)
 
     def _add_sparse(self, A: sparse.csr_array, first: int, total: np.ndarray) -> None:
         self.inner._add_sparse(A, first, total)
 
     def _value(self, total: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-        return self.outer._sketch(self.inner._value(total, dtype))
+        result: np.ndarray = self.outer._sketch(self.inner._value(total, dtype))
+        return result
 
-    def _adjoint(self, B: np.ndarray) -> np.ndarray:
+    def _sketch_on_gpu(self, A: DeviceArray) -> DeviceArray:
+        return self.outer._sketch_on_gpu(self.inner._sketch_on_gpu(A))
+
+    def _adjoint(self, B: Data) -> Data:
         return self.inner._adjoint(self.outer._adjoint(B))
 
     def _part(self, row: int, m: int, column: int, n: int) -> "Composition":

@@ -54,6 +54,14 @@ def rows(d: int, method: str) -> int:
     return (4 if method == "gram" else 12) * d + (64 if method == "gram" else 160)
 
 
+def rows_on_gpu(d: int) -> int:
+    """Return how many rows a sketch by Hadamard transform on a GPU is to have before a Gram matrix.
+
+    It is one read of A for up to 1024 rows, and corrected later, as that of the Gram route.
+    """
+    return 4 * d if d >= 64 else 4 * d + 64
+
+
 def signs(d: int, method: str) -> int:
     """Return how many signs a column of the sketch is to have.
 

@@ -6,7 +6,9 @@ from typing import Any, Literal
 import numpy as np
 from scipy import sparse
 
-from quadric import backends, random, threads
+from quadric import arrays, backends, device, random, threads
+from quadric.arrays import Data
+from quadric.device import DeviceArray
 from quadric.random.philox import Seed
 from quadric.sketch.operator import SketchingOperator, check_execution, check_shape, float_type
 from quadric.sketch.streaming import StreamingSketch
@@ -15,6 +17,7 @@ KINDS = {"gaussian": 0, "rademacher": 1}
 
 _BLOCK = 256  # columns of S that are summed up before they are added to the total
 _WIDTH = 1024  # columns of S that are held at a time for S^T B
+_ENTRIES = 2**25  # entries of S that are held at a time on a GPU
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -43,7 +46,8 @@ class IndependentEntries(SketchingOperator):
 
     def to_dense(self, dtype: Any = None) -> np.ndarray:
         """Return S as an array; None stands for the type that S was made with."""
-        out = self._entries(self.column, self.n, float_type(self.dtype if dtype is None else dtype))
+        kind = float_type(self.dtype if dtype is None else dtype)
+        out: np.ndarray = self._entries(self.column, self.n, kind)
         out *= out.dtype.type(self.scale)
         return out
 
@@ -60,10 +64,16 @@ class IndependentEntries(SketchingOperator):
         m, n = self.whole
         return f"{self.kind}({m}, {n}, seed={self.seed})"
 
-    def _add(self, A: np.ndarray, first: int, total: np.ndarray) -> None:
+    def _sum_on_gpu(self, A: DeviceArray, first: int) -> DeviceArray:
+        total = A.space.full((self.whole[0], A.shape[1]), arrays.computing(A.dtype), 0)
+        if A.size:
+            self._add(A, first, total)
+        return total
+
+    def _add(self, A: Data, first: int, total: Data) -> None:
         with threads.blas_limit(1):  # the kernel calls BLAS from its own threads
-            if self.m == self.whole[0]:
-                kernel = backends.resolve("sketch.dense", self.backend)
+            if len(total) == self.whole[0]:
+                kernel = backends.resolve("sketch.dense", self.backend, A)
                 kernel(A, first, self.seed, KINDS[self.kind], total, self._threads())
                 return
             for start in range(0, len(A), _BLOCK):
@@ -76,7 +86,9 @@ class IndependentEntries(SketchingOperator):
             entries = self._entries(first + start, rows.shape[0], A.dtype)
             total += (rows.T @ entries.T).T
 
-    def _adjoint(self, B: np.ndarray) -> np.ndarray:
+    def _adjoint(self, B: Data) -> Data:
+        if isinstance(B, DeviceArray):
+            return self._adjoint_on_gpu(self._scaled_on_gpu(B))
         out = np.empty((self.n, B.shape[1]), B.dtype)
         with threads.blas_limit(1), np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, self.n, _WIDTH):
@@ -85,10 +97,19 @@ class IndependentEntries(SketchingOperator):
             out *= out.dtype.type(self.scale)
         return out
 
-    def _entries(self, first: int, count: int, dtype: np.dtype[Any]) -> np.ndarray:
+    def _adjoint_on_gpu(self, B: DeviceArray) -> DeviceArray:
+        out = B.space.empty((self.n, B.shape[1]), B.dtype)
+        width = max(_ENTRIES // self.m, 1)
+        for start in range(0, self.n if B.size else 0, width):
+            part = out[start : start + width]
+            S = self._entries(self.column + start, len(part), B.dtype, B)
+            B.space.run(device.linalg().product, S.T, B, part, 1.0, 0.0)
+        return out
+
+    def _entries(self, first: int, count: int, dtype: np.dtype[Any], beside: Data = None) -> Data:
         """Return columns of S from `first` of the whole on, unscaled, shape (m, count)."""
-        out = np.empty((self.m, count), dtype)
-        kernel = backends.resolve("sketch.dense_entries", self.backend)
+        out = arrays.empty(beside, (self.m, count), dtype)
+        kernel = backends.resolve("sketch.dense_entries", self.backend, beside)
         m, kind = self.whole[0], KINDS[self.kind]
         kernel(self.row, first, self.seed, m, kind, out, self._threads())
         return out

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from quadric import backends, random
+from quadric import backends, device, random
+from quadric.arrays import Data
+from quadric.device import DeviceArray
 from quadric.random.philox import Seed
 from quadric.sketch.operator import SketchingOperator, check_execution, check_shape, float_type
 from quadric.sketch.signs import SAMPLES, SIGNS, signs
@@ -56,11 +58,13 @@ class SubsampledHadamard(SketchingOperator):
         m, n = self.whole
         return f"srht({m}, {n}, seed={self.seed})"
 
-    def _add(self, A: np.ndarray, first: int, total: np.ndarray) -> None:
-        kernel = backends.resolve("sketch.srht", self.backend)
+    def _add(self, A: Data, first: int, total: Data) -> None:
+        kernel = backends.resolve("sketch.srht", self.backend, A)
         kernel(A, first, self.seed, self._block, self.samples, total, self._threads())
 
-    def _adjoint(self, B: np.ndarray) -> np.ndarray:
+    def _adjoint(self, B: Data) -> Data:
+        if isinstance(B, DeviceArray):
+            return self._adjoint_on_gpu(self._scaled_on_gpu(B))
         spread = np.zeros((1, self.order, B.shape[1]), B.dtype)
         spread[0, self.samples] = B
         if spread.size:
@@ -68,6 +72,18 @@ class SubsampledHadamard(SketchingOperator):
         with np.errstate(over="ignore", invalid="ignore"):
             factors = self._signs(self.column, self.n, B.dtype) * B.dtype.type(self.scale)
             out: np.ndarray = spread[0, self.column : self.column + self.n] * factors[:, None]
+        return out
+
+    def _adjoint_on_gpu(self, B: DeviceArray) -> DeviceArray:
+        space, k = B.space, B.shape[1]
+        spread = B.space.full((1, self.order, k), B.dtype, 0)
+        if not B.size:
+            return spread[0, : self.n]
+        space.run(device.arrays().add_to_columns, B.T, self.samples, 1.0, spread[0].T)
+        backends.resolve("sketch.fwht", self.backend, B)(spread, 1)
+        out = spread[0, self.column : self.column + self.n]
+        factors = self._signs(self.column, self.n, B.dtype)
+        space.run(device.arrays().scale_rows, factors, out)
         return out
 
     def _signs(self, first: int, count: int, dtype: Any) -> np.ndarray:

@@ -5,11 +5,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from scipy import sparse
 
-from quadric import arrays, checks
-from quadric.arrays import Array
+from quadric import arrays, checks, device
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 
-Rows: TypeAlias = np.ndarray | sparse.csr_array
-"""A matrix to be read row by row: dense with any strides, or in CSR."""
+Rows: TypeAlias = Any
+"""A matrix to be read row by row: dense with any strides (a DeviceArray if need be), or in CSR."""
 
 
 def is_sparse(x: Any) -> bool:
@@ -33,8 +34,10 @@ def listed(x: Any, name: str) -> Any:
     return found
 
 
-def rows_of(x: Array, name: str) -> Rows:
+def rows_of(x: Array, name: str, *, gpu: bool = False, half: bool = False) -> Rows:
     """Return a matrix (n, d), or a vector as one of one column, without copying dense entries.
+
+    With `gpu` it may be an array on one; with `half` that may have entries of 16 bits.
 
     Raises
     ------
@@ -50,21 +53,24 @@ def rows_of(x: Array, name: str) -> Rows:
         found = sparse.csr_array(x.tocsr())
         _check_indices(found, name)
         return found
-    a = arrays.to_numpy(x, name)
+    if gpu and half and device.find(x) is not None:
+        a = checks.storage(x, name, gpu=True)
+    else:
+        a = arrays.take(x, name) if gpu else arrays.to_numpy(x, name)
+        checks.floating(a, name)
     if a.ndim not in (1, 2):
         raise ValueError(f"{name} must be a matrix or a vector, got an array of shape {a.shape}")
-    checks.floating(a, name)
     return a.reshape(-1, 1) if a.ndim == 1 else a
 
 
 def transposed(x: Rows) -> Rows:
     """Return the transpose, dense without a copy."""
-    return x.T if isinstance(x, np.ndarray) else sparse.csr_array(x.T.tocsr())
+    return sparse.csr_array(x.T.tocsr()) if is_sparse(x) else x.T
 
 
-def dense_of(x: Rows) -> np.ndarray:
+def dense_of(x: Rows) -> Data:
     """Return the matrix as an array."""
-    return x if isinstance(x, np.ndarray) else x.toarray()
+    return x.toarray() if is_sparse(x) else x
 
 
 def copy_of(x: Rows) -> Rows:
@@ -83,13 +89,13 @@ def stack(pieces: list[Rows]) -> Rows:
 
 
 def wrapper(x: Array) -> Any:
-    """Return the function that turns a NumPy result into the array type of `x`."""
+    """Return the function that turns a result into the array type of `x`, where that is."""
     return arrays.like(np.empty(0) if is_sparse(x) else x)
 
 
 def finite(x: Any, name: str) -> None:
     """Refuse NaN and Inf in an array or a matrix in CSR or CSC."""
-    if isinstance(x, np.ndarray):
+    if not is_sparse(x):
         checks.finite(x, name)
         return
     with np.errstate(over="ignore", invalid="ignore"):
@@ -103,18 +109,24 @@ def finite(x: Any, name: str) -> None:
         raise ValueError(f"{name} must be finite, got {x.data[k]} at index {where}")
 
 
-def finite_result(out: np.ndarray, name: str, *inputs: tuple[Rows, str]) -> None:
+def finite_result(out: Data, name: str, *inputs: tuple[Rows, str]) -> None:
     """Refuse NaN and Inf in a result, and blame the input that had them.
 
     No pass over the inputs is needed in the case where nothing is wrong.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(out.sum()) or np.isfinite(out).all():
+    if isinstance(out, DeviceArray):
+        if arrays.all_finite(out):
             return
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(out.sum()) or np.isfinite(out).all():
+                return
     for x, argument in inputs:
         finite(x, argument)
     arguments = " and ".join(argument for _, argument in inputs)
-    raise ValueError(f"{arguments} must be smaller: {name} overflows {inputs[0][0].dtype}")
+    raise ValueError(
+        f"{arguments} must be smaller: {name} overflows {arrays.storage_name(inputs[0][0].dtype)}"
+    )
 
 
 def _check_indices(x: sparse.csr_array, name: str) -> None:

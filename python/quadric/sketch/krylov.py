@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 
+from quadric import arrays
 from quadric.sketch.lstsq_factor import Factor
 from quadric.sketch.lstsq_problem import Point, Problem, Watch
 from quadric.sketch.refine import rates
@@ -24,7 +25,8 @@ def lsqr(problem: Problem, point: Point) -> tuple[Point, bool]:
     beta = point.norms
     v = factor.apply_t(point.g)
     todo = (beta > 0) & np.any(v != 0, axis=0)
-    u = problem.r / np.where(todo, beta, 1.0).astype(passes.dtype)
+    u = problem.r.copy()
+    arrays.divide(u, np.where(todo, beta, 1.0).astype(passes.dtype))
     below = -root * point.x / np.where(todo, beta, 1.0)  # u of the rows sqrt(ridge) I
     alpha = np.linalg.norm(v, axis=0)
     v /= np.where(todo, alpha, 1.0)
@@ -33,7 +35,7 @@ def lsqr(problem: Problem, point: Point) -> tuple[Point, bool]:
     phi, rho = beta.copy(), alpha.copy()
     converged = ~todo | (point.error <= problem.target)
     todo &= ~converged
-    following = np.empty_like(u)
+    following = arrays.empty(u, u.shape, u.dtype)
     while todo.any() and problem.left > 0:
         problem.iterations += 1
         safe = np.where(todo, alpha, 1.0)
@@ -47,7 +49,7 @@ def lsqr(problem: Problem, point: Point) -> tuple[Point, bool]:
         length = np.sqrt(squares)
         beta = safe * length
         length = np.where(length > 0, length, 1.0)  # 0: x is exact after this step
-        u /= -length.astype(passes.dtype)
+        arrays.divide(u, -length.astype(passes.dtype))
         below /= -length
         v = factor.apply_t(g) / -length - beta * v
         alpha = np.linalg.norm(v, axis=0)

@@ -4,9 +4,10 @@ import numpy as np
 
 from quadric import checks, threads
 from quadric.arrays import Array
+from quadric.device import DeviceArray
 from quadric.random.philox import Seed, resolve_seed
 from quadric.sketch import draws, inputs
-from quadric.sketch.rows import Factor, Rows, check_rows, factorize
+from quadric.sketch.rows import Factor, Rows, check_rows, factorize, scores_on_gpu
 
 _COLUMNS = 32  # of a rough estimate
 
@@ -84,10 +85,15 @@ def leverage_scores(
     >>> round(float(scores.sum()), 9), bool(scores[7] > 0.9)
     (3.0, True)
     """
-    rows = check_rows(A, "A", backend, n_threads)
+    rows = check_rows(A, "A", backend, n_threads, gpu=True)
     ridge = checks.real(ridge, "ridge", low=0.0)
     columns = directions(approximate)
     seed = resolve_seed(seed)
+    if isinstance(rows.a, DeviceArray) and not columns:
+        found = scores_on_gpu(rows, ridge=ridge, seed=seed)
+        if found is not None:
+            found = found.space.apply(lambda xp, scores: xp.clip(scores, 0.0, 1.0), found)
+            return found.astype(rows.dtype, copy=False).finished()
     with threads.blas_limit(1):
         factor = factorize(rows, ridge=ridge, exact=not columns, seed=seed)
         result = estimate(rows, factor, columns, seed) if columns else rows.norms(factor.M)

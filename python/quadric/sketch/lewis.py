@@ -91,7 +91,7 @@ def lewis_weights(
     >>> np.allclose(qd.sketch.lewis_weights(A, 2), qd.sketch.leverage_scores(A))
     True
     """
-    rows = check_rows(A, "A", backend, n_threads)
+    rows = check_rows(A, "A", backend, n_threads, gpu=True)
     p = check_power(p)
     tol = default_tol(rows) if tol is None else checks.positive(tol, "tol")
     max_iter = checks.integer(max_iter, "max_iter", low=1)

@@ -6,7 +6,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from quadric import arrays, checks
-from quadric.arrays import Array
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 from quadric.progress import bar
 from quadric.random.philox import Seed, resolve_seed
 from quadric.sketch import inputs
@@ -55,7 +56,7 @@ def lstsq(
     A : array, list of lists of float, or sparse matrix, shape (n, d)
         float32 or float64, any strides; CSR and CSC of SciPy, other sparse formats are converted.
     b : array or list, shape (n,) or (n, k)
-        One right-hand side or k of them, of the dtype of A.
+        One right-hand side or k of them, of the dtype of A; on a GPU if A is.
     cond : float, optional
         SciPy's word for `rcond`.
     overwrite_a, overwrite_b, lapack_driver : optional
@@ -164,6 +165,10 @@ def lstsq(
     **Few rows.** For ``n < d`` the result is the solution of least norm (with ridge, the unique
     one), from a sketch of the transpose; `method` must be "auto" or "spir".
 
+    **On a GPU.** "auto" is "gram", all of it there: the sketch is factored by shifted Cholesky QR,
+    and A itself if it is small. What is too ill-conditioned for that, and all other methods, have
+    the factorization and the steps of d entries on the CPU, and only the passes over A on the GPU.
+
     **Memory.** A sketch has 12 d^2 entries. Beyond that no copy of A is made, nor anything of its
     size; but a sparse float32 matrix is read as float64. Sums over rows are float64.
 
@@ -194,7 +199,10 @@ def lstsq(
     A, b = inputs.listed(A, "A"), inputs.listed(b, "b")
     matrix = check_matrix(A)
     right = check_sides(b, "b", matrix.shape[0], matrix.dtype)
-    checks.finite(right, "b")
+    if isinstance(matrix, DeviceArray) or isinstance(right, DeviceArray):
+        arrays.together(right, matrix, "b", "A")
+    else:
+        checks.finite(right, "b")
     if cond is not None and rcond is not None:
         raise ValueError(f"cond must be None where rcond is given, got {cond!r}")
     checks.choice(method, "method", METHODS)
@@ -232,19 +240,19 @@ def check_matrix(A: Any) -> Any:
         checks.floating(A, "A")
         found = A if A.format in ("csr", "csc") else A.tocsr()
     else:
-        found = checks.matrix(A, "A")
+        found = checks.matrix(A, "A", gpu=True)
     if 0 in found.shape:
         raise ValueError(f"A must have at least one row and one column, got shape {found.shape}")
     return found
 
 
-def check_sides(b: Any, name: str, n: int, dtype: Any) -> np.ndarray:
+def check_sides(b: Any, name: str, n: int, dtype: Any) -> Data:
     """Return vectors, shape (n,) or (n, k), as a C-contiguous matrix (n, k) of that dtype."""
-    found = arrays.to_numpy(b, name)
+    found = arrays.take(b, name)
     if found.ndim not in (1, 2) or found.shape[0] != n or 0 in found.shape:
         raise ValueError(f"{name} must have shape ({n},) or ({n}, k), got {found.shape}")
     checks.same_type(found, name, np.dtype(dtype), "A")
-    return np.ascontiguousarray(found.reshape(n, -1))
+    return arrays.contiguous(found.reshape(n, -1))
 
 
 def _size(sketch_size: Any) -> int | None:
@@ -284,7 +292,7 @@ def _shaped(result: LstsqResult, vector: bool, like: Any) -> LstsqResult:
             residual_norm=float(result.residual_norm[0]),
             backward_error=float(result.backward_error[0]),
         )
-    else:
+    elif not isinstance(result.residual, DeviceArray):
         result = replace(
             result,
             residual_norm=like(result.residual_norm),

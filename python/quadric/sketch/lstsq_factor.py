@@ -12,6 +12,9 @@ import numpy as np
 from scipy import linalg
 from scipy.linalg import lapack
 
+from quadric import arrays
+from quadric.arrays import Data
+from quadric.device import DeviceArray
 from quadric.errors import LinAlgError
 from quadric.sketch import scaling
 from quadric.sketch.lstsq_passes import Passes, is_sparse
@@ -114,14 +117,18 @@ def svd(a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return u, sigma, vt
 
 
-def sketch(
-    A: Any, b: np.ndarray, operator: Any | None, ridge: float
-) -> tuple[np.ndarray, np.ndarray]:
+def sketch(A: Any, b: Data, operator: Any | None, ridge: float) -> tuple[np.ndarray, np.ndarray]:
     """Return ``S A`` over ``sqrt(ridge) I``, column-major, and ``S b`` over 0; S is I if not given.
 
     Sums over rows of float32 are float32 here: a sketch only has to be near what it stands for.
     """
     d, k = A.shape[1], b.shape[1]
+    if isinstance(A, DeviceArray):
+        A, b = (
+            arrays.host(a if operator is None or isinstance(a, np.ndarray) else operator._sketch(a))
+            for a in (A, b)
+        )
+        operator = None
     if operator is not None:
         A, b = operator @ A, operator @ b
     if is_sparse(A):

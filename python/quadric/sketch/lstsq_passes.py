@@ -5,7 +5,9 @@ from typing import Any, NoReturn
 import numpy as np
 from scipy import sparse
 
-from quadric import backends, checks, threads
+from quadric import arrays, backends, checks, threads
+from quadric.arrays import Data
+from quadric.device import DeviceArray
 from quadric.sketch import inputs
 
 _SPARSE_BLOCK = 4096  # rows of a sparse matrix that are made dense at a time
@@ -25,7 +27,8 @@ class Passes:
 
     Parameters
     ----------
-    A : ndarray or sparse matrix, shape (n, d)
+    A : ndarray, DeviceArray or sparse matrix, shape (n, d)
+        Of one on a GPU, b and r are there too; what has d rows is NumPy's.
     ridge : float
         What ``A^T A`` is shifted by.
     backend : str or None
@@ -45,7 +48,8 @@ class Passes:
         backend: str | None = None,
         n_threads: int | None = None,
     ) -> None:
-        self._kernel = backends.resolve("sketch.residual_gradient", backend)
+        on = A if isinstance(A, DeviceArray) else None
+        self._kernel = backends.resolve("sketch.residual_gradient", backend, on)
         self.backend = backend
         self.workers = threads.resolve(n_threads)
         self.A, self.ridge, self.count = A, ridge, 0
@@ -58,13 +62,11 @@ class Passes:
         """Return the passes over ``A^T``, which is not copied."""
         return Passes(self.A.T, self.ridge, self.backend, self.workers)
 
-    def empty(self, k: int) -> np.ndarray:
-        """Return memory for k residuals."""
-        return np.empty((self.n, k), self.dtype)
+    def empty(self, k: int) -> Data:
+        """Return memory for k residuals, where A is."""
+        return arrays.empty(self.A, (self.n, k), self.dtype)
 
-    def gradient(
-        self, x: np.ndarray, b: np.ndarray, r: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def gradient(self, x: np.ndarray, b: Data, r: Data) -> tuple[np.ndarray, np.ndarray]:
         """Write ``r = b - A x``; return ``A^T r - ridge x`` and ``|r|^2 + ridge |x|^2``."""
         g, norms = self._run(x, b, r)
         if self.ridge:
@@ -72,9 +74,7 @@ class Passes:
             norms += self.ridge * np.einsum("ij,ij->j", x, x)
         return g, norms
 
-    def step(
-        self, x: np.ndarray, b: np.ndarray | None, r: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def step(self, x: np.ndarray, b: Data | None, r: Data) -> tuple[np.ndarray, np.ndarray]:
         """Write ``r = b - A x``; return ``A^T r`` and ``|r|^2``, without the ridge."""
         return self._run(x, b, r)
 
@@ -85,17 +85,27 @@ class Passes:
             g += self.ridge * x
         return g
 
+    def visit_on_gpu(
+        self, x: DeviceArray, b: DeviceArray, r: DeviceArray, g: DeviceArray, norms: DeviceArray
+    ) -> None:
+        """Do what `gradient` does where A is, without waiting; `norms` are without the ridge."""
+        self.count += 1
+        self._kernel(self.A, x.astype(self.dtype, copy=False), b, r, g, norms, self.workers)
+        if self.ridge:
+            arrays.add(g, x, -self.ridge)
+
     def lengths(self, x: np.ndarray) -> np.ndarray:
         """Return the norms of the columns of ``A x``, without the ridge."""
         return np.asarray(np.sqrt(self._run(x, None, None, gradient=False)[1]))
 
-    def residual(self, x: np.ndarray, b: np.ndarray, r: np.ndarray) -> None:
+    def residual(self, x: np.ndarray, b: Data, r: Data) -> None:
         """Write ``r = b - A x``."""
         self._run(x, b, r, gradient=False)
 
     def gram(self, inverse: np.ndarray) -> np.ndarray:
         """Return ``M^T (A^T A + ridge I) M`` for an upper triangular matrix M."""
-        run = backends.resolve("sketch.preconditioned_gram", self.backend)
+        on = None if self._sparse is not None else self.A
+        run = backends.resolve("sketch.preconditioned_gram", self.backend, on)
         inverse = np.ascontiguousarray(inverse)
         out = np.empty((self.d, self.d))
         self.count += 1
@@ -111,7 +121,13 @@ class Passes:
             out += self.ridge * (inverse.T @ inverse)
         return out
 
-    def refuse(self, b: np.ndarray | None) -> NoReturn:
+    def gram_on_gpu(self, inverse: DeviceArray, out: DeviceArray) -> None:
+        """Write ``M^T A^T A M`` where A is, without waiting and without the ridge."""
+        self.count += 1
+        run = backends.resolve("sketch.preconditioned_gram", self.backend, self.A)
+        run(self.A, inverse, out, self.workers)
+
+    def refuse(self, b: Data | None) -> NoReturn:
         """Say why a result is not finite."""
         inputs.finite(self.A, "A")
         if b is not None:
@@ -119,7 +135,7 @@ class Passes:
         raise ValueError(f"A must have columns, and with b a solution, that {self.dtype} can hold")
 
     def _run(
-        self, x: np.ndarray, b: np.ndarray | None, r: np.ndarray | None, gradient: bool = True
+        self, x: np.ndarray, b: Data | None, r: Data | None, gradient: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         self.count += 1
         k = x.shape[1]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quadric.arrays import Data
 from quadric.sketch.karlson_walden import Estimate
 from quadric.sketch.lstsq_factor import Factor
 from quadric.sketch.lstsq_passes import Passes
@@ -88,7 +89,7 @@ class Problem:
     passes : Passes
         Over A, with the ridge.
     b : array, shape (n, k)
-        C-contiguous, of the dtype of A.
+        C-contiguous, of the dtype of A, and where that is.
     b_norms : array of float64, shape (k,)
     factor : Factor
     tol : float or None
@@ -112,7 +113,7 @@ class Problem:
     def __init__(
         self,
         passes: Passes,
-        b: np.ndarray,
+        b: Data,
         b_norms: np.ndarray,
         factor: Factor,
         *,

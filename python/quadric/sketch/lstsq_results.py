@@ -15,6 +15,8 @@ from quadric.arrays import Array
 class LstsqResult:
     """A least-squares solution and how good it is; unpacks as ``scipy.linalg.lstsq`` returns.
 
+    If A is on a GPU, so are x, the residual and R; what is said of each right-hand side is NumPy's.
+
     ``x, residues, rank, s = result`` gives the solution, the squared norms of the residuals (empty
     if ``n <= d`` or ``rank < d``), the rank and the singular values of the sketch, which are within
     a third or so of those of A, largest first.
@@ -82,7 +84,7 @@ class LstsqResult:
     @property
     def singular_values(self) -> Array:
         """Singular values of the sketch, shape (d,), largest first, computed when asked for."""
-        values = linalg.svdvals(arrays.to_numpy(self.R, "R"), check_finite=False)
+        values = linalg.svdvals(arrays.host(arrays.take(self.R, "R")), check_finite=False)
         return arrays.like(self.x)(values)
 
     @property
@@ -93,7 +95,7 @@ class LstsqResult:
         if n <= d or self.rank < d:
             return like(np.empty(0))
         squares = np.square(self.residual_norm)
-        return like(np.asarray(squares)) if np.ndim(squares) else squares
+        return squares if isinstance(squares, float | np.ndarray) else like(np.asarray(squares))
 
     def __iter__(self) -> Iterator[Any]:
         yield from (self.x, self.residues, self.rank, self.singular_values)

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from scipy.linalg import blas, lapack
 
-from quadric import threads
+from quadric import arrays, checks, threads
+from quadric.arrays import Data
+from quadric.device import DeviceArray
 from quadric.errors import ConvergenceWarning
-from quadric.sketch import cost_model, krylov, refine, scaling
+from quadric.sketch import cost_model, krylov, lstsq_on_gpu, refine, scaling
 from quadric.sketch.karlson_walden import Estimate
 from quadric.sketch.lstsq_factor import (
     Factor,
@@ -57,10 +59,13 @@ class Options:
         return self.sketch_size is None and self.operator == "sparse_sign"
 
 
-def solve(passes: Passes, b: np.ndarray, options: Options) -> LstsqResult:
+def solve(passes: Passes, b: Data, options: Options) -> LstsqResult:
     """Solve for b of shape (n, k), C-contiguous; x and the residual of the result are matrices."""
-    b, exponents = scaling.moderate(b)
-    b_norms = np.sqrt(np.einsum("ij,ij->j", b, b, dtype=np.float64))
+    if isinstance(b, DeviceArray):
+        b, b_norms, exponents = _sides_on_gpu(b)
+    else:
+        b, exponents = scaling.moderate(b)
+        b_norms = scaling.sums_norms(b)
     if passes.n < passes.d:
         result, text = _wide(passes, b, b_norms, options)
     else:
@@ -91,10 +96,38 @@ def make_operator(
     return operator
 
 
+def _sides_on_gpu(b: DeviceArray) -> tuple[DeviceArray, np.ndarray, np.ndarray]:
+    """Return moderate right-hand sides, their norms and exponents; norms tell what is moderate."""
+    norms = scaling.sums_norms(b)
+    exponents = np.zeros(len(norms), np.int64)
+    if (
+        not np.isfinite(norms).all()
+        or scaling.exponents(norms, b.dtype).any()
+        or (norms == 0).any()
+    ):
+        checks.finite(b, "b")
+        b, exponents = scaling.moderate(b)
+        norms = scaling.sums_norms(b)
+    return b, norms, exponents
+
+
 def _tall(
-    passes: Passes, b: np.ndarray, b_norms: np.ndarray, options: Options
+    passes: Passes, b: Data, b_norms: np.ndarray, options: Options
 ) -> tuple[LstsqResult, str]:
     method, operator = _plan(passes, b.shape[1], options)
+    if isinstance(b, DeviceArray) and method in ("gram", "direct") and options.rcond is None:
+        found = lstsq_on_gpu.solve(
+            passes,
+            b,
+            b_norms,
+            operator,
+            method,
+            tol=options.tol,
+            max_iter=options.max_iter,
+            progress=options.progress,
+        )
+        if found is not None:
+            return found, ""
     factor = _factor(passes, b, operator, options)
     x = factor.apply(factor.start)
     R = factor.R
@@ -130,7 +163,7 @@ def _tall(
     result = LstsqResult(
         x=point.x.astype(passes.dtype),
         residual=problem.r,
-        residual_norm=_norms(problem.r),
+        residual_norm=scaling.sums_norms(problem.r),
         iterations=problem.iterations,
         passes=passes.count,
         method=method,
@@ -170,7 +203,10 @@ def _plan(passes: Passes, k: int, options: Options) -> tuple[str, SketchingOpera
     elif method == "auto":
         if options.plain and cost_model.direct(n, d):
             return "direct", None
-        method = "spir" if is_sparse(passes.A) else cost_model.fastest(n, d, k)
+        if isinstance(passes.A, DeviceArray):
+            method = "gram"  # products are that much faster there than reads
+        else:
+            method = "spir" if is_sparse(passes.A) else cost_model.fastest(n, d, k)
     return method, _operator(passes, k, method, options)
 
 
@@ -183,6 +219,10 @@ def _operator(passes: Passes, k: int, method: str, options: Options) -> Sketchin
                 f"{options.operator.shape}"
             )
         return options.operator
+    on_gpu = isinstance(passes.A, DeviceArray)
+    if on_gpu and method == "gram" and options.plain and options.nnz is None:
+        # Accumulators in registers: faster there than sparse signs, whose lists branch.
+        return _sized("srht", cost_model.rows_on_gpu(d), 1, options.seed, passes)
     m = options.sketch_size
     if m is None and options.linf:
         m = cost_model.rows_for_coordinates(d, k, options.eps)
@@ -204,7 +244,7 @@ def _sized(name: str, m: int, nnz: int, seed: int, passes: Passes) -> SketchingO
 
 
 def _factor(
-    passes: Passes, b: np.ndarray, operator: SketchingOperator | None, options: Options
+    passes: Passes, b: Data, operator: SketchingOperator | None, options: Options
 ) -> Factor:
     """Return the factor of a sketch that has lost no direction of A, by this operator or others."""
     name = options.operator
@@ -221,7 +261,7 @@ def _factor(
 
 
 def _factor_once(
-    passes: Passes, b: np.ndarray, operator: SketchingOperator | None, options: Options
+    passes: Passes, b: Data, operator: SketchingOperator | None, options: Options
 ) -> Factor:
     passes.count += 1
     with threads.blas_limit(1):
@@ -257,7 +297,7 @@ def exact_factor(passes: Passes, factor: Factor) -> Factor | None:
 
 
 def _wide(
-    passes: Passes, b: np.ndarray, b_norms: np.ndarray, options: Options
+    passes: Passes, b: Data, b_norms: np.ndarray, options: Options
 ) -> tuple[LstsqResult, str]:
     n, d = passes.n, passes.d
     if options.method not in ("auto", "spir") or options.linf:
@@ -265,6 +305,7 @@ def _wide(
         got = "'linf'" if options.linf else repr(options.method)
         raise ValueError(f"{what} where A has fewer rows than columns, {n} x {d}; got {got}")
     turned = passes.turned()
+    b = arrays.host(b)  # of the few rows that A has here
     operator = None
     if not (options.plain and cost_model.direct(d, n)):
         operator = _operator(turned, b.shape[1], "spir", options)
@@ -305,7 +346,7 @@ def _wide(
     result = LstsqResult(
         x=task.x.astype(passes.dtype),
         residual=task.r,
-        residual_norm=_norms(task.r),
+        residual_norm=scaling.sums_norms(task.r),
         iterations=task.iterations,
         passes=task.count,
         method="minimum_norm",
@@ -326,7 +367,7 @@ def _scaled(passes: Passes, exponent: int) -> Passes:
         A = A.copy()
         A.data = np.ldexp(A.data, exponent)
     else:
-        A = np.ldexp(A, exponent)
+        A = scaling.shifted(A, np.array(exponent))
     ridge = float(np.ldexp(passes.ridge, 2 * exponent))
     scaled = Passes(A, ridge, passes.backend, passes.workers)
     scaled.count = passes.count
@@ -336,14 +377,10 @@ def _scaled(passes: Passes, exponent: int) -> Passes:
 def _scaled_back(result: LstsqResult, exponents: np.ndarray, passes: Passes) -> LstsqResult:
     if not exponents.any():
         return result
-    x = scaling.restored(result.x, exponents, passes.dtype)
+    x = scaling.restored(arrays.host(result.x), exponents, passes.dtype)
     if x is None:
         passes.refuse(None)
     with np.errstate(over="ignore", under="ignore"):
-        residual = np.ldexp(result.residual, exponents)
+        residual = scaling.shifted(result.residual, exponents)
         norms = np.ldexp(result.residual_norm, exponents)
     return replace(result, x=x, residual=residual, residual_norm=norms)
-
-
-def _norms(r: np.ndarray) -> np.ndarray:
-    return np.asarray(np.sqrt(np.einsum("ij,ij->j", r, r, dtype=np.float64)))

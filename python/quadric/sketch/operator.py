@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from quadric import backends, checks, threads
-from quadric.arrays import Array
+from quadric import arrays, backends, checks, threads
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 from quadric.sketch import inputs
 from quadric.sketch.inputs import Rows
 from quadric.sketch.streaming import StreamingSketch
@@ -40,11 +41,13 @@ class SketchingOperator(ABC):
     Notes
     -----
     ``S @ A`` takes a matrix (n, d) or a vector (n,), float32 or float64, with any strides: a NumPy
-    array, a memory map, anything with DLPack on the CPU, or a sparse matrix of SciPy (CSR is read
-    in place). The result (m, d) is dense and has the dtype of A. ``A @ S.T``, ``S.T @ B`` and
+    array, a memory map, anything with DLPack on the CPU, a sparse matrix of SciPy (CSR is read
+    in place), or an array on a GPU, which may also be float16 or bfloat16. The result (m, d) is
+    dense and has the dtype of A, float32 for entries of 16 bits. ``A @ S.T``, ``S.T @ B`` and
     ``B @ S`` work as well, ``S2 @ S1`` composes, and ``S[2:5]`` and ``S[:, 100:200]`` are operators
     for some of the rows and columns: those of the columns are what sketches a chunk of A.
-    Of rows, sparse signs and circulant matrices compute all and cut; the others what is asked for.
+    Of rows, sparse signs and circulant matrices (on a GPU independent entries too) compute all and
+    cut; the others what is asked for.
 
     An operator never changes, so it has no ``update``. Rows that come chunk by chunk go into
     ``stream = S.stream(d)`` by ``stream.update(chunk)``, and ``stream.value()`` is ``S A``: see
@@ -97,7 +100,7 @@ class SketchingOperator(ABC):
             return compose(self, A)
         if isinstance(A, Transposed):
             return NotImplemented
-        rows = inputs.rows_of(A, "A")
+        rows = _rows(A, "A")
         return inputs.wrapper(A)(self._product(rows, _shape(A)))
 
     def __rmatmul__(self, A: Array) -> Any:
@@ -164,12 +167,15 @@ class SketchingOperator(ABC):
         """How the whole operator is made."""
 
     @abstractmethod
-    def _add(self, A: np.ndarray, first: int, total: np.ndarray) -> None:
-        """Add the share of some rows of A; `first` counts from the start of the whole."""
+    def _add(self, A: Data, first: int, total: Data) -> None:
+        """Add the share of some rows of A; `first` counts from the start of the whole.
+
+        On a GPU `total` is what `_sum_on_gpu` makes, and A may have entries of 16 bits.
+        """
 
     @abstractmethod
-    def _adjoint(self, B: np.ndarray) -> np.ndarray:
-        """Return ``S^T B`` for B of shape (m, k)."""
+    def _adjoint(self, B: Data) -> Data:
+        """Return ``S^T B`` for B of shape (m, k), float32 or float64."""
 
     def _add_sparse(self, A: sparse.csr_array, first: int, total: np.ndarray) -> None:
         """Like `_add`; here through dense pieces of about 2^22 entries."""
@@ -195,13 +201,37 @@ class SketchingOperator(ABC):
         a, b = (s._part(s.row, s.m, 0, s.whole[1]) for s in (self, other))
         return a == b
 
-    def _sketch(self, A: Rows) -> np.ndarray:
+    def _sketch(self, A: Rows) -> Data:
         """Return ``S A`` as the stream does that is given all rows at once."""
+        if isinstance(A, DeviceArray):
+            return self._sketch_on_gpu(A)
         stream = StreamingSketch(self, A.shape[1], A.dtype)
         stream.feed(A)
         return self._value(stream.total(), A.dtype)
 
-    def _product(self, A: Rows, shape: tuple[int, ...], given: Rows | None = None) -> np.ndarray:
+    def _sketch_on_gpu(self, A: DeviceArray) -> DeviceArray:
+        """Return ``S A`` on the GPU that has A, where streams do not go."""
+        before = self.column % self._block
+        if before:  # a block that begins before the first row begins with zeros
+            part, A = A, arrays.zeros(A, (before + A.shape[0], A.shape[1]), A.dtype)
+            A[before:].assign(part)
+        total = self._sum_on_gpu(A, self.column - before)
+        if total.shape[0] != self.m:
+            total = total[self.row : self.row + self.m]
+        return self._scaled_on_gpu(total).astype(arrays.computing(A.dtype), copy=False)
+
+    def _sum_on_gpu(self, A: DeviceArray, first: int) -> DeviceArray:
+        """Return the unscaled sketch, or that by all rows of the whole."""
+        total = A.space.full((self.m, A.shape[1]), arrays.computing(A.dtype), 0)
+        if A.size:
+            self._add(A, first, total)
+        return total
+
+    def _scaled_on_gpu(self, a: DeviceArray) -> DeviceArray:
+        result: DeviceArray = a if self.scale == 1.0 else arrays.scaled(a, self.scale)
+        return result
+
+    def _product(self, A: Rows, shape: tuple[int, ...], given: Rows | None = None) -> Data:
         """Return ``S A``; `given` is what the caller knows as A, where that is the transpose."""
         if A.shape[0] != self.n:
             raise ValueError(f"A must have {self.n} rows to go with {self!r}, got {shape}")
@@ -237,12 +267,12 @@ class Transposed:
         """Return ``S^T B`` for B of shape (m, k) or (m,)."""
         if isinstance(B, SketchingOperator | Transposed):
             return NotImplemented
-        rows = inputs.rows_of(B, "B")
+        rows = _rows(B, "B")
         return inputs.wrapper(B)(self._product(rows, _shape(B)))
 
     def __rmatmul__(self, A: Array) -> Any:
         """Return ``A S^T = (S A^T)^T`` for A of shape (d, n) or (n,)."""
-        rows, shape = inputs.rows_of(A, "A"), _shape(A)
+        rows, shape = _rows(A, "A"), _shape(A)
         if len(shape) == 1:
             return inputs.wrapper(A)(self.T._product(rows, shape))
         if shape[1] != self.T.n:
@@ -251,7 +281,7 @@ class Transposed:
 
     def _from_left(self, A: Array) -> Any:
         """Return ``A S = (S^T A^T)^T`` for A of shape (k, m) or (m,)."""
-        rows, shape = inputs.rows_of(A, "A"), _shape(A)
+        rows, shape = _rows(A, "A"), _shape(A)
         if len(shape) == 1:
             return inputs.wrapper(A)(self._product(rows, shape, "A"))
         if shape[1] != self.T.m:
@@ -271,10 +301,13 @@ class Transposed:
 
     def _product(
         self, B: Rows, shape: tuple[int, ...], name: str = "B", given: Rows | None = None
-    ) -> np.ndarray:
+    ) -> Data:
         if B.shape[0] != self.T.m:
             raise ValueError(f"{name} must have {self.T.m} rows to go with {self!r}, got {shape}")
-        out = self.T._adjoint(inputs.dense_of(B))
+        dense = inputs.dense_of(B)
+        if isinstance(dense, DeviceArray):
+            dense = dense.astype(arrays.computing(dense.dtype), copy=False)
+        out = self.T._adjoint(dense)
         inputs.finite_result(out, "the product", (B if given is None else given, name))
         return out.reshape(-1) if len(shape) == 1 else out
 
@@ -301,6 +334,10 @@ def float_type(dtype: Any) -> np.dtype[Any]:
     except TypeError:
         name = str(dtype)
     return np.dtype(checks.choice(name, "dtype", checks.FLOATS))
+
+
+def _rows(x: Array, name: str) -> Rows:
+    return inputs.rows_of(x, name, gpu=True, half=True)
 
 
 def _shape(x: Array) -> tuple[int, ...]:

@@ -1,11 +1,12 @@
 """Products with a tall matrix that read it once."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from quadric import backends, checks, threads
-from quadric.arrays import Array
+from quadric import arrays, backends, checks, threads
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 from quadric.sketch import inputs, scaling
 
 
@@ -19,7 +20,7 @@ class ResidualGradient(NamedTuple):
     residual : array, shape (n,) or (n, k)
         ``r = b - A x``; ``A x`` where no b was given.
     norm : float, or array of float64, shape (k,)
-        Euclidean norm of each column of r.
+        Euclidean norm of each column of r; a NumPy array where A is on a GPU.
     """
 
     gradient: Array
@@ -40,7 +41,7 @@ def residual_gradient(
     Parameters
     ----------
     A : array or sparse matrix, shape (n, d)
-        float32 or float64, any strides.
+        float32 or float64, any strides; on a GPU, x and b are there too.
     x : array, shape (d,) or (d, k)
         One vector or several, of the dtype of A.
     b : array, shape (n,) or (n, k), optional
@@ -81,18 +82,20 @@ def residual_gradient(
     >>> norm
     2.0
     """
-    a = inputs.rows_of(A, "A")
+    a = inputs.rows_of(A, "A", gpu=True)
     if len(A.shape) != 2:
         raise ValueError(f"A must be a matrix, got an array of shape {tuple(A.shape)}")
     n, d = a.shape
-    right = _side(x, "x", d, a.dtype)
-    left = None if b is None else _side(b, "b", n, a.dtype)
+    right = _side(x, "x", d, a)
+    left = None if b is None else _side(b, "b", n, a)
     if left is not None and tuple(b.shape[1:]) != tuple(x.shape[1:]):  # type: ignore[union-attr]
         raise ValueError(
             f"b must have shape {(n, *x.shape[1:])} to go with A and x, got {tuple(b.shape)}"  # type: ignore[union-attr]
         )
-    kernel = backends.resolve("sketch.residual_gradient", backend)
+    kernel = backends.resolve("sketch.residual_gradient", backend, a)
     count = threads.resolve(n_threads)
+    if isinstance(a, DeviceArray):
+        return _on_gpu(a, right, left, kernel, len(x.shape) == 1)
 
     k = right.shape[1]
     g, r, squares = np.zeros((d, k)), np.zeros((n, k), a.dtype), np.zeros(k)
@@ -122,9 +125,36 @@ def residual_gradient(
     return ResidualGradient(wrap(gradient), wrap(r), wrap(norms))
 
 
-def _side(x: Array, name: str, rows: int, dtype: np.dtype) -> np.ndarray:
-    a = inputs.dense_of(inputs.rows_of(x, name))
+def _on_gpu(
+    A: DeviceArray, x: DeviceArray, b: DeviceArray | None, kernel: Any, vector: bool
+) -> ResidualGradient:
+    (n, d), k = A.shape, x.shape[1]
+    g = arrays.zeros(A, (d, k), np.float64)
+    r = arrays.zeros(A, (n, k), A.dtype)
+    norms = np.zeros(k)
+    if n and d and k:
+        kernel(A, x, b, r, g, norms, 1)
+        norms = np.sqrt(norms)
+    elif b is not None:
+        r.assign(b)
+    extreme = ~np.isfinite(norms) | (scaling.exponents(norms, np.float64) != 0) | (norms == 0)
+    given = [(A, "A"), (x, "x")] + ([] if b is None else [(b, "b")])
+    gradient = g.astype(A.dtype, copy=False)
+    inputs.finite_result(gradient, "the gradient", *given)
+    if extreme.any() and n:
+        for j in np.flatnonzero(extreme).tolist():
+            norms[j] = scaling.norm(arrays.host(r[:, j]))
+        inputs.finite_result(norms, "the residual", *given)
+    if vector:
+        return ResidualGradient(gradient[:, 0].finished(), r[:, 0].finished(), float(norms[0]))
+    return ResidualGradient(gradient.finished(), r.finished(), norms)
+
+
+def _side(x: Array, name: str, rows: int, A: Data) -> Data:
+    a = inputs.dense_of(inputs.rows_of(x, name, gpu=isinstance(A, DeviceArray)))
+    if isinstance(A, DeviceArray):
+        arrays.together(a, A, name, "A")
     if a.shape[0] != rows:
         raise ValueError(f"{name} must have shape ({rows},) or ({rows}, k), got {tuple(x.shape)}")
-    checks.same_type(a, name, dtype, "A")
-    return np.ascontiguousarray(a)
+    checks.same_type(a, name, A.dtype, "A")
+    return arrays.contiguous(a)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import sparse
 
-from quadric import arrays, checks, threads
+from quadric import arrays, checks, device, threads
 from quadric.arrays import Array
 from quadric.random.philox import Seed, resolve_seed
 from quadric.sketch import draws, inputs, lewis, sensitivities
@@ -46,8 +46,11 @@ class RowSample:
         """Return the sketch S whose product ``S @ A`` is the weighted rows."""
         from quadric.sketch.row_sampling import row_sampling
 
-        indices = arrays.to_numpy(self.indices, "indices")
-        return row_sampling(indices, self.n, arrays.to_numpy(self.weights, "weights"))
+        indices, weights = (
+            arrays.host(arrays.take(a, name))
+            for a, name in ((self.indices, "indices"), (self.weights, "weights"))
+        )
+        return row_sampling(indices, self.n, weights)
 
     def __repr__(self) -> str:
         return f"RowSample(rows={len(self)}, n={self.n})"
@@ -130,8 +133,9 @@ def sample_rows(
     """
     checks.choice(rule, "rule", RULES)
     p = lewis.check_power(p)
-    if sparse.issparse(A) or arrays.to_numpy(A, "A").ndim != 1:
-        rows = check_rows(A, "A", backend, n_threads)
+    on_gpu = device.find(A) is not None
+    if sparse.issparse(A) or arrays.take(A, "A").ndim != 1:
+        rows = check_rows(A, "A", backend, n_threads, gpu=True)
         n, dtype = rows.shape[0], rows.dtype
     else:
         if rule != "auto":
@@ -143,7 +147,8 @@ def sample_rows(
     seed = resolve_seed(seed)
     with threads.blas_limit(1):
         values = given if rows is None else scores(rows, rule, p, seed)
-    indices, q = draw(values, size, replace, draws.Draws(seed, draws.ROWS, backend))
+    source = draws.Draws(seed, draws.ROWS, None if on_gpu else backend)
+    indices, q = draw(values, size, replace, source)
     wrap = inputs.wrapper(A)
     return RowSample(wrap(indices), wrap((q ** (-1 / p)).astype(dtype)), n)
 
@@ -218,7 +223,7 @@ def categorical(cumulative: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
 
 
 def _given(A: Array) -> tuple[np.ndarray, np.dtype[Any]]:
-    a = arrays.to_numpy(A, "A")
+    a = arrays.host(arrays.take(A, "A"))
     checks.floating(a, "A")
     if not a.size:
         raise ValueError(f"A must have at least one score, got shape {a.shape}")

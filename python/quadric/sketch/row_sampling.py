@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from quadric import arrays, checks, threads
-from quadric.arrays import Array
+from quadric import arrays, checks, device, threads
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 from quadric.sketch.operator import SketchingOperator, float_type
 
 
@@ -68,17 +69,43 @@ class RowSampling(SketchingOperator):
     def _call(self) -> str:
         return f"row_sampling(<{len(self.indices)} indices>, {self.whole[1]})"
 
-    def _add(self, A: np.ndarray, first: int, total: np.ndarray) -> None:
-        to, rows, weights = self._of(first, len(A), A.dtype)
+    def _add(self, A: Data, first: int, total: Data) -> None:
+        to, rows, weights = self._of(first, len(A), total.dtype)
+        if isinstance(A, DeviceArray):
+            if to.size:
+                picked = _picked_on_gpu(A.astype(total.dtype, copy=False), rows, weights[:, 0])
+                A.space.run(device.arrays().add_to_columns, picked.T, to, 1.0, total.T)
+            return
         total[to] = A[rows] * weights
 
     def _add_sparse(self, A: sparse.csr_array, first: int, total: np.ndarray) -> None:
         to, rows, weights = self._of(first, A.shape[0], A.dtype)
         total[to] = A[rows].toarray() * weights
 
-    def _adjoint(self, B: np.ndarray) -> np.ndarray:
+    def _adjoint(self, B: Data) -> Data:
+        if isinstance(B, DeviceArray):
+            return self._adjoint_on_gpu(B)
         result: np.ndarray = self.to_sparse(B.dtype).T @ B
         return result
+
+    def _adjoint_on_gpu(self, B: DeviceArray) -> DeviceArray:
+        out = B.space.full((self.n, B.shape[1]), B.dtype, 0)
+        to, rows, weights = self._of(self.column, self.n, B.dtype)
+        if not (B.size and to.size):
+            return out
+        picked = _picked_on_gpu(B, to, weights[:, 0])
+        # A row that was picked several times gets its shares one after the other.
+        order = np.argsort(rows, kind="stable")
+        starts = np.r_[True, rows[order][1:] != rows[order][:-1]]
+        turn = np.empty(len(rows), np.int64)
+        turn[order] = np.arange(len(rows)) - np.maximum.accumulate(
+            np.where(starts, np.arange(len(rows)), 0)
+        )
+        for t in range(int(turn.max()) + 1):
+            mine = np.flatnonzero(turn == t)
+            part = picked if len(mine) == len(rows) else _picked_on_gpu(picked, mine, None)
+            B.space.run(device.arrays().add_to_columns, part.T, rows[mine], 1.0, out.T)
+        return out
 
     def _picked(self) -> tuple[np.ndarray, np.ndarray]:
         at = slice(self.row, self.row + self.m)
@@ -156,6 +183,15 @@ def row_sampling(
         weights=_frozen(factors, np.float64),
         n_threads=n_threads,
     )
+
+
+def _picked_on_gpu(A: DeviceArray, rows: np.ndarray, weights: np.ndarray | None) -> DeviceArray:
+    """Return rows of A, times weights of its dtype."""
+    out = A.space.empty((len(rows), A.shape[1]), A.dtype)
+    A.space.run(device.arrays().take_columns, A.T, np.ascontiguousarray(rows, np.int64), out.T)
+    if weights is not None:
+        A.space.run(device.arrays().scale_rows, np.ascontiguousarray(weights), out)
+    return out
 
 
 def _weights(weights: Array | None, m: int) -> np.ndarray:

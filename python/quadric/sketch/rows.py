@@ -11,14 +11,19 @@ from typing import Any
 import numpy as np
 from scipy import linalg, sparse
 
-from quadric import backends, checks, threads
+from quadric import arrays, backends, checks, device, threads
+from quadric.arrays import Data
+from quadric.device import DeviceArray
 from quadric.errors import LinAlgError
-from quadric.sketch import inputs
+from quadric.sketch import cost_model, inputs
+from quadric.sketch.hadamard import srht
 from quadric.sketch.lstsq_factor import column_norms
+from quadric.sketch.triangle_on_gpu import Triangle, condition, fetched
 
 NNZ = 8  # nonzeros per column of the sketch
 
 _SPARSE_BLOCK = 4096  # rows of a sparse matrix that are made dense at a time
+_ENTRIES = 2**25  # of a matrix on a GPU that are widened at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,8 @@ class Rows:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the entries."""
-        return np.dtype(self.a.dtype)
+        found: np.dtype[Any] = np.dtype(self.a.dtype)
+        return found
 
     def gram(self, weights: np.ndarray | None = None) -> np.ndarray:
         """Return ``A^T diag(weights) A``, float64."""
@@ -64,6 +70,8 @@ class Rows:
 
     def norms(self, M: np.ndarray | None = None) -> np.ndarray:
         """Return the squared norms of the rows of ``A M``, shape (n,), float64."""
+        if isinstance(self.a, DeviceArray):
+            return arrays.host(self.norms_on_gpu(M))
         out = np.zeros(self.shape[0])
         if M is not None and not M.shape[1]:
             return out
@@ -72,20 +80,50 @@ class Rows:
             self._run("row_norms", block, M, out[part])
         return out
 
+    def norms_on_gpu(self, M: Data | None) -> DeviceArray:
+        """Return what `norms` does where A is; M may be there too."""
+        out: DeviceArray = arrays.zeros(self.a, self.shape[0], np.float64)
+        if M is None or M.shape[1]:
+            M = None if M is None else arrays.contiguous(M)
+            self._run("row_norms", self.a, M, out)
+        return out
+
     def sketch(self, m: int, seed: int) -> np.ndarray:
         """Return an m x d sketch of A by sparse signs, unscaled, float64."""
-        out = np.zeros((m, self.shape[1]), self.dtype)
-        for part, block in self._blocks():
-            self._run("sparse_sign", block, part.start, seed, NNZ, out)
-        return out.astype(np.float64, copy=False)
+        out = arrays.zeros(self.a, (m, self.shape[1]), self.dtype)
+        if isinstance(self.a, DeviceArray):
+            self._run("sparse_sign", self.a, 0, seed, NNZ, out)
+        else:
+            for part, block in self._blocks():
+                self._run("sparse_sign", block, part.start, seed, NNZ, out)
+        return arrays.host(out).astype(np.float64, copy=False)
 
     def take(self, index: np.ndarray) -> np.ndarray:
         """Return some rows as a dense float64 matrix."""
-        return inputs.dense_of(self.a[index]).astype(np.float64, copy=False)
+        if isinstance(self.a, DeviceArray):
+            whole = len(index) == self.shape[0] and bool((index == np.arange(len(index))).all())
+            rows = self.a if whole else _taken(self.a.T, index).T
+            taken = arrays.host(rows)
+        else:
+            taken = inputs.dense_of(self.a[index])
+        result: np.ndarray = taken.astype(np.float64, copy=False)
+        return result
 
-    def times(self, M: np.ndarray, dtype: Any = None) -> np.ndarray:
-        """Return ``A M``, computed in float64 block by block and rounded once."""
+    def times(self, M: np.ndarray, dtype: Any = None) -> Data:
+        """Return ``A M``, computed in float64 block by block and rounded once, where A is."""
         n, d = self.shape
+        if isinstance(self.a, DeviceArray):
+            result = arrays.empty(self.a, (n, M.shape[1]), self.dtype if dtype is None else dtype)
+            there = arrays.beside(np.ascontiguousarray(M), self.a)
+            step = max(_ENTRIES // d, 16)
+            for first in range(0, n if M.size else 0, step):
+                piece = arrays.rows(self.a[first : first + step].astype(np.float64, copy=False))
+                to = result[first : first + step]
+                exact = to if to.dtype == np.float64 else arrays.empty(to, to.shape, np.float64)
+                self.a.space.run(device.linalg().product, piece, there, exact, 1.0, 0.0)
+                if exact is not to:
+                    to.assign(exact)
+            return result
         out = np.empty((n, *M.shape[1:]), self.dtype if dtype is None else dtype)
         for part, block in self._blocks(max(262_144 // d, 16)):
             out[part] = block.astype(np.float64, copy=False) @ M
@@ -93,6 +131,8 @@ class Rows:
 
     def columns(self, index: np.ndarray) -> "Rows":
         """Return some of the columns, copied."""
+        if isinstance(self.a, DeviceArray):
+            return Rows(_taken(self.a, index), self.name, self.backend, self.n_threads)
         return Rows(self.a[:, index], self.name, self.backend, self.n_threads)
 
     def refuse_what_is_not_finite(self) -> None:
@@ -102,7 +142,7 @@ class Rows:
 
     def _blocks(self, size: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
         n = self.shape[0]
-        size = size or (n if isinstance(self.a, np.ndarray) else _SPARSE_BLOCK)
+        size = size or (_SPARSE_BLOCK if inputs.is_sparse(self.a) else n)
         for first in range(0, n, size):
             part = slice(first, min(first + size, n))
             yield part, inputs.dense_of(self.a[part])
@@ -116,15 +156,25 @@ class Rows:
         return total
 
     def _run(self, kernel: str, *arguments: Any) -> None:
-        run = backends.resolve(f"sketch.{kernel}", self.backend)
+        run = backends.resolve(f"sketch.{kernel}", self.backend, self.a)
         run(*arguments, threads.resolve(self.n_threads))
 
 
-def check_rows(A: Any, name: str, backend: str | None, n_threads: int | None) -> Rows:
+def _taken(a: DeviceArray, columns: np.ndarray) -> DeviceArray:
+    out = a.space.empty((a.shape[0], len(columns)), a.dtype)
+    if out.size:
+        index = np.ascontiguousarray(columns, np.int64)
+        a.space.run(device.arrays().take_columns, a, index, out)
+    return out
+
+
+def check_rows(
+    A: Any, name: str, backend: str | None, n_threads: int | None, *, gpu: bool = False
+) -> Rows:
     """Return the rows of `A`: an array, or a sparse matrix of SciPy, which becomes CSR."""
-    backends.resolve("sketch.row_norms", backend)
     threads.resolve(n_threads)
-    a = inputs.rows_of(A, name) if sparse.issparse(A) else checks.matrix(A, name)
+    a = inputs.rows_of(A, name) if sparse.issparse(A) else checks.matrix(A, name, gpu=gpu)
+    backends.resolve("sketch.row_norms", backend, a)
     if 0 in a.shape:
         raise ValueError(f"{name} must have at least one row and column, got shape {a.shape}")
     return Rows(a, name, backend, n_threads)
@@ -165,8 +215,7 @@ def factorize(rows: Rows, *, ridge: float = 0.0, exact: bool = True, seed: int =
     10 d eps, with the eps of the dtype of A.
     """
     n, d = rows.shape
-    # Nine rows per block at least: two rows of A that meet in every block look the same.
-    m = NNZ * (8 - (-4 * d // NNZ) if exact else 8 - (-16 * d // NNZ))
+    m = _sketch_rows(d, exact=exact)
     direct = n <= 2 * m
     top = rows.take(np.arange(n)) if direct else rows.sketch(m, seed) / np.sqrt(NNZ)
     if not np.isfinite(top).all():
@@ -202,6 +251,44 @@ def factorize(rows: Rows, *, ridge: float = 0.0, exact: bool = True, seed: int =
     M = np.empty((d, d))
     M[order] = linalg.solve_triangular(C.T, inverse.T, lower=True).T
     return Factor(M, C @ first.R, order)
+
+
+def scores_on_gpu(rows: Rows, *, ridge: float = 0.0, seed: int = 0) -> DeviceArray | None:
+    """Return the squared norms of the rows of ``A M`` of :func:`factorize`, without the CPU.
+
+    None where the rank of A is in doubt.
+    """
+    n, d = rows.shape
+    m = cost_model.rows_on_gpu(d)
+    direct = n <= 2 * m
+    if direct:
+        part = rows.a.astype(np.float64, copy=True)
+    else:
+        part = srht(m, n, seed=seed)._sketch(rows.a).astype(np.float64, copy=False)
+    top = part
+    if ridge:
+        top = arrays.zeros(part, (len(part) + d, d), np.float64)
+        top[: len(part)].assign(part)
+        top[len(part) :].diagonal().fill(np.sqrt(ridge))
+    if len(top) < d:
+        return None
+    triangle = Triangle(top)
+    if not direct:
+        triangle.correct(lambda P, G: rows._run("preconditioned_gram", rows.a, P, G), ridge)
+    result = rows.norms_on_gpu(triangle.P)
+    powers = triangle.powers(triangle.R, triangle.inverse)
+    norms, *found = fetched([triangle.norms, *powers, *triangle.failures])
+    _, cond = condition(np.concatenate(found[:4]))
+    sound = cond * 400 * d * float(np.finfo(rows.dtype).eps) < 1 and np.isfinite(norms).all()
+    return result if sound and all(status[0] == -1 for status in found[4:]) else None
+
+
+def _sketch_rows(d: int, *, exact: bool) -> int:
+    """Return how many rows a sketch is to have.
+
+    Nine rows per block at least: two rows of A that meet in every block look the same.
+    """
+    return NNZ * (8 - (-4 * d // NNZ) if exact else 8 - (-16 * d // NNZ))
 
 
 def _triangle(a: np.ndarray, tol: float) -> Factor:

@@ -9,9 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from quadric import arrays, device
+from quadric.arrays import Data
+from quadric.device import DeviceArray
 
-def largest(a: np.ndarray) -> np.ndarray:
-    """Return the largest absolute value in each column, without a temporary."""
+
+def largest(a: Data) -> np.ndarray:
+    """Return the largest absolute value in each column, without a temporary; waits for a GPU."""
+    if isinstance(a, DeviceArray):
+        return np.array([arrays.largest(a[:, j]) for j in range(a.shape[1])], a.dtype)
     return np.asarray(np.maximum(a.max(axis=0, initial=0.0), -a.min(axis=0, initial=0.0)))
 
 
@@ -31,10 +37,32 @@ def exponent(size: float, dtype: Any, power: int = 2) -> int:
     return 0 if abs(found) < np.finfo(dtype).maxexp // (2 * power) else found
 
 
-def moderate(b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def moderate(b: Data) -> tuple[Data, np.ndarray]:
     """Return ``b / 2^e`` with moderate columns, and their exponents e."""
     found = exponents(largest(b), b.dtype)
-    return (np.ldexp(b, -found) if found.any() else b), found
+    return (shifted(b, -found) if found.any() else b), found
+
+
+def shifted(b: Data, exponents: np.ndarray) -> Data:
+    """Return ``b 2^e`` for the columns of a matrix and their exponents."""
+    if not isinstance(b, DeviceArray):
+        return np.ldexp(b, exponents)
+    result = arrays.zeros(b, b.shape, b.dtype)
+    for j, e in enumerate(np.broadcast_to(exponents, b.shape[1:]).tolist()):
+        # In two steps: 2^e itself may be beyond the range of the type.
+        half = arrays.scaled(b[:, j], 2.0 ** (e // 2))
+        arrays.add(result[:, j], half, 2.0 ** (e - e // 2))
+    return result
+
+
+def sums_norms(b: Data) -> np.ndarray:
+    """Return the norms of columns of moderate size, float64, from sums of squares."""
+    if isinstance(b, DeviceArray):
+        out = np.zeros(b.shape[1])
+        if b.size:
+            b.space.run(device.linalg().column_norms, b, out)
+        return out
+    return np.asarray(np.sqrt(np.einsum("ij,ij->j", b, b, dtype=np.float64)))
 
 
 def restored(x: np.ndarray, exponents: np.ndarray, dtype: Any) -> np.ndarray | None:

@@ -6,8 +6,9 @@ from typing import Literal
 import numpy as np
 from scipy import linalg
 
-from quadric import checks, threads
+from quadric import arrays, checks, threads
 from quadric.arrays import Array
+from quadric.device import DeviceArray
 from quadric.random.philox import Seed, resolve_seed
 from quadric.sketch import inputs, lewis, lp_newton
 from quadric.sketch.rows import Rows, check_rows, factorize
@@ -94,7 +95,7 @@ def lp_sensitivities(
     >>> bool((exact <= bound).all()), bool(bound.sum() <= 3.3)
     (True, True)
     """
-    rows = check_rows(A, "A", backend, n_threads)
+    rows = check_rows(A, "A", backend, n_threads, gpu=True)
     p = lewis.check_power(p)
     checks.choice(method, "method", ("auto", "exact", "bound"))
     tol = checks.positive(tol, "tol")
@@ -134,7 +135,8 @@ def _hoelder(u: np.ndarray, w: np.ndarray, p: float) -> np.ndarray:
 
 def _exact(rows: Rows, p: float, tol: float, max_iter: int, seed: int) -> np.ndarray:
     n, _ = rows.shape
-    Q = rows.times(factorize(rows, seed=seed).M, np.float64)
+    Q = arrays.host(rows.times(factorize(rows, seed=seed).M, np.float64))
+    backend = None if isinstance(rows.a, DeviceArray) else rows.backend  # small, so on the CPU
     result = np.zeros(n)
     for i in range(n):
         size = linalg.norm(Q[i])
@@ -146,7 +148,7 @@ def _exact(rows: Rows, p: float, tol: float, max_iter: int, seed: int) -> np.nda
         v[0] += sign
         v /= linalg.norm(v)
         turned = Q - np.outer(2 * (Q @ v), v)
-        rest = Rows(np.ascontiguousarray(turned[:, 1:]), "A", rows.backend, rows.n_threads)
+        rest = Rows(np.ascontiguousarray(turned[:, 1:]), "A", backend, rows.n_threads)
         fixed = -sign * turned[:, 0] / size
         result[i] = lp_newton.minimize(rest, fixed, p, tol, max_iter).norm ** -p
     return result

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from quadric import backends, checks, random
+from quadric import arrays, backends, checks, random
+from quadric.arrays import Data
+from quadric.device import DeviceArray
 from quadric.random.philox import Seed
 from quadric.sketch.operator import SketchingOperator, check_execution, check_shape, float_type
 from quadric.sketch.signs import SPARSE
@@ -67,8 +69,14 @@ class SparseSign(SketchingOperator):
     def _zeros(self, d: int, dtype: np.dtype[Any]) -> np.ndarray:
         return np.zeros((self.whole[0], d), dtype)
 
-    def _add(self, A: np.ndarray, first: int, total: np.ndarray) -> None:
-        kernel = backends.resolve("sketch.sparse_sign", self.backend)
+    def _sum_on_gpu(self, A: DeviceArray, first: int) -> DeviceArray:
+        total = A.space.full((self.whole[0], A.shape[1]), arrays.computing(A.dtype), 0)
+        if A.size:
+            self._add(A, first, total)
+        return total
+
+    def _add(self, A: Data, first: int, total: Data) -> None:
+        kernel = backends.resolve("sketch.sparse_sign", self.backend, A)
         kernel(A, first, self.seed, self.nnz, total, self._threads())
 
     def _add_sparse(self, A: sparse.csr_array, first: int, total: np.ndarray) -> None:
@@ -79,15 +87,19 @@ class SparseSign(SketchingOperator):
     def _value(self, total: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
         return super()._value(total[self.row : self.row + self.m], dtype)
 
-    def _adjoint(self, B: np.ndarray) -> np.ndarray:
+    def _adjoint(self, B: Data) -> Data:
+        there = isinstance(B, DeviceArray)
+        if there:
+            B = self._scaled_on_gpu(B)
         if self.m != self.whole[0]:
-            part, B = B, np.zeros((self.whole[0], B.shape[1]), B.dtype)
-            B[self.row : self.row + self.m] = part
-        out = np.empty((self.n, B.shape[1]), B.dtype)
+            part, B = B, arrays.zeros(B, (self.whole[0], B.shape[1]), B.dtype)
+            arrays.assign(B[self.row : self.row + self.m], part)
+        out = arrays.empty(B, (self.n, B.shape[1]), B.dtype)
         if out.size:
-            kernel = backends.resolve("sketch.sparse_sign_rows", self.backend)
+            kernel = backends.resolve("sketch.sparse_sign_rows", self.backend, B)
             kernel(B, self.column, self.seed, self.nnz, out, self._threads())
-            out *= out.dtype.type(self.scale)
+            if not there:
+                out *= out.dtype.type(self.scale)
         return out
 
 

@@ -9,7 +9,7 @@ from quadric.arrays import Array, Data
 from quadric.device import DeviceArray
 from quadric.errors import LinAlgError
 from quadric.sweep import pattern as patterns
-from quadric.sweep.factorize import factorize, permutation
+from quadric.sweep.factorize import factorize
 from quadric.sweep.grid import Grid, check_grid
 from quadric.sweep.quantize import quantize
 from quadric.sweep.results import QuantizedMatrix
@@ -105,6 +105,7 @@ def quantize_batch(
     along = grid.dynamic or grid.group_size is None  # groups of each row, in the order of the sweep
     if not (isinstance(w, DeviceArray) and along and k * m > 0):
         return [one(i) for i in range(k)]
+    checks.integer(retries, "retries", low=0)
     results, failed = _on_gpu(W, w, h, grid, damping, order, backend)
     for i in failed:  # more damping, float64, or an error that says what is wrong
         results[i] = one(i)
@@ -137,38 +138,27 @@ def _on_gpu(
     checks.choice(order, "order", ("natural", "activation"))
 
     w, h = arrays.contiguous(w), arrays.contiguous(h)
-    defects = space.empty(k, np.float64)
+    defects, pivots = space.empty(k, np.float64), space.empty(k, np.int64)
+    there, dead = space.empty((k, n), np.int64), space.empty((k, n), np.bool_)
+    diagonals, damped = (space.empty((k, n), np.float64) for _ in range(2))
+    index, A = space.empty((k, n), np.int32), space.empty((k, n, n), w.dtype)
+    group = space.from_host(grid.index(np.arange(n)))
+    activation = order == "activation"
     run(kernels.symmetry_defect_batch, h, defects)
-    diagonals = h.diagonal().host().astype(np.float64)
-    crooked = ~(defects.host() <= np.sqrt(np.finfo(w.dtype).eps))
-
-    dead = diagonals == 0
-    live = np.maximum(n - dead.sum(axis=1), 1)
-    means = diagonals.sum(axis=1) / live
-    damped = np.where(dead, 1.0, diagonals + damping * means[:, None])
-    perms = np.stack([permutation(order, d) for d in diagonals])
-    A = space.empty((k, n, n), w.dtype)
-    there = space.from_host(perms)
-    gone = space.from_host(dead) if dead.any() else None
-    run(kernels.gather_batch, h, there, gone, A)
-    pivots = space.empty(k, np.int64)
-    along = space.from_host(np.take_along_axis(damped, perms, axis=1))
-    run(kernels.cholesky_batch, A, along, pivots)
+    run(kernels.arrange, h, damping, activation, group, there, dead, diagonals, damped, index)
+    run(kernels.gather_batch, h, there, dead, A)
+    run(kernels.cholesky_batch, A, damped, pivots)
 
     codes, loss = space.empty((k, m, n), np.uint8), space.empty((k, m), np.float64)
     scales = space.empty((k, m, grid.groups), w.dtype)
     zeros = space.empty((k, m, grid.groups), np.uint8)
-    group = grid.index(np.arange(n))
-    indices = np.empty((k, n), group.dtype)
-    np.put_along_axis(indices, perms, np.broadcast_to(group, (k, n)), axis=1)
-    index = space.from_host(indices)
     run(
         kernels.sweep_batch,
         w,
         A,
         there,
-        gone,
-        space.from_host(group),
+        dead,
+        group,
         grid.width,
         0,  # grids are never stale
         *grid.options,
@@ -195,7 +185,8 @@ def _on_gpu(
         )
         for i in range(k)
     ]
-    bad = crooked | (means <= 0) | (pivots.host() >= 0)
+    crooked = ~(defects.host() <= np.sqrt(np.finfo(w.dtype).eps))
+    bad = crooked | ~(diagonals.host().sum(axis=1) > 0) | (pivots.host() >= 0)
     if not arrays.all_finite(scales):
         bad |= True  # one by one, so that the message is about the one that is meant
     return results, [int(i) for i in np.flatnonzero(bad)]

@@ -192,7 +192,8 @@ def factorize(
     gather = backends.resolve("sweep.gather", backend, h)
     cholesky = backends.resolve("sweep.cholesky", backend, h)
 
-    defect, original = _looked_at(h, backend, threads_used)
+    begun = None if overwrite_h else _begin(h, damping, order)
+    defect, original = _looked_at(h, backend, threads_used) if begun is None else begun.seen
     if np.isnan(defect):
         checks.finite(h, "H")
     # The rounding of two products summed in different orders stays far below this.
@@ -207,15 +208,18 @@ def factorize(
     mean = float(diagonal.sum() / (n - n_dead))
     if mean < 0:
         raise ValueError(f"H must be positive semidefinite, got a mean diagonal of {mean:.3g}")
-    perm = permutation(order, original)
-
-    A = _own_memory(h) if overwrite_h else arrays.empty(h, (n, n), h.dtype)
-    there = arrays.beside(perm, h)
-    gather(A if overwrite_h else h, there, A, threads_used)
-    if n_dead:  # where products underflowed, a zero diagonal may have neighbours
-        arrays.clear(A, n - 1 - np.flatnonzero(dead[perm]), rows=True)
-
     attempts: list[FactorAttempt] = []
+    if begun is None:
+        perm = permutation(order, original)
+        A = _own_memory(h) if overwrite_h else arrays.empty(h, (n, n), h.dtype)
+        there = arrays.beside(perm, h)
+        gather(A if overwrite_h else h, there, A, threads_used)
+        if n_dead:  # where products underflowed, a zero diagonal may have neighbours
+            arrays.clear(A, n - 1 - np.flatnonzero(dead[perm]), rows=True)
+    else:
+        A, there, perm = begun.A, begun.order, begun.columns()
+        pivot = None if begun.position < 0 else int(perm[begun.position])
+        attempts.append(FactorAttempt(A.dtype.name, damping, pivot, begun.seconds))
 
     def attempt(A: Data, relative: float) -> bool:
         start = time.perf_counter()
@@ -229,7 +233,8 @@ def factorize(
     fallback = False
     steps = _ladder(damping, retries)
     with threads.blas_limit(1):  # the kernels call BLAS from threads of their own
-        done = any(attempt(A, step) for step in steps)
+        done = begun is not None and begun.position < 0
+        done = done or any(attempt(A, step) for step in steps[len(attempts) :])
         if not done and A.dtype == np.float32:
             wide = A.astype(np.float64)
             if done := any(attempt(wide, step) for step in steps):
@@ -256,6 +261,66 @@ def factorize(
         damping=damping if fallback else attempts[-1].damping,
         report=FactorReport(tuple(attempts), fallback, n_dead),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A first try on a GPU, which began before anything was known of the Hessian.
+
+    Attributes
+    ----------
+    A : DeviceArray
+        The factor, or what another try can start from.
+    order : DeviceArray
+    natural : bool
+        Whether that is the order of the columns.
+    seen : pair of float and ndarray
+        What :func:`_looked_at` returns.
+    position : int
+        Where in the sweep the factorization broke down, or -1.
+    seconds : float
+    """
+
+    A: DeviceArray
+    order: DeviceArray
+    natural: bool
+    seen: tuple[float, np.ndarray]
+    position: int
+    seconds: float
+
+    def columns(self) -> np.ndarray:
+        """Return the order."""
+        return np.arange(len(self.A), dtype=np.int64) if self.natural else self.order.host()
+
+
+def _begin(h: Data, damping: float, order: Any) -> _Begun | None:
+    """Factor a Hessian on a GPU with one wait in all, if its order needs no host."""
+    known = isinstance(order, str) and order in ("natural", "activation")
+    if not (isinstance(h, DeviceArray) and h.c_contiguous and known):
+        return None
+    start = time.perf_counter()
+    space, kernels, n = h.space, device.sweep(), len(h)
+    shape = (1, n)
+    A, columns = space.empty((n, n), h.dtype), space.empty(shape, np.int64)
+    dead, damped = space.empty(shape, np.bool_), space.empty(shape, np.float64)
+    seen = space.empty(
+        n + 2, np.float64
+    )  # the diagonal, the defect and the pivot: one copy to the host
+    one, diagonal, defect, pivot = h.reshape(1, n, n), seen[:n], seen[n : n + 1], seen[n + 1 :]
+    activation = order == "activation"
+    space.run(kernels.symmetry_defect, h, result=defect)
+    space.run(
+        kernels.arrange,
+        *(one, damping, activation, None),
+        *(columns, dead, diagonal.reshape(shape), damped, None),
+    )
+    space.run(kernels.gather_batch, one, columns, dead, A.reshape(1, n, n))
+    space.run(kernels.cholesky, A, damped.reshape(-1), result=pivot.as_bits(np.int64))
+    found = seen.host()
+    position = int(found[n + 1 :].view(np.int64)[0])
+    looked_at = float(found[n]), found[:n]
+    seconds = time.perf_counter() - start
+    return _Begun(A, columns.reshape(-1), not activation, looked_at, position, seconds)
 
 
 def _looked_at(h: Data, backend: str | None, n_threads: int) -> tuple[float, np.ndarray]:

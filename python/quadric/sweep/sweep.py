@@ -121,21 +121,21 @@ def quantized(
 ) -> QuantizedMatrix:
     """Sweep `w`, the checked `W`, onto `grid`."""
     m, n = w.shape
-    finite = _Finite(w)
     workers = threads.resolve(n_threads)
     codes = arrays.empty(w, (m, n), np.uint8)
     scales = arrays.empty(w, (m, grid.groups), w.dtype)
     zeros = arrays.empty(w, (m, grid.groups), np.uint8)
     mask = None if pattern is patterns.NONE else _all_kept(w)
     group = grid.index(_order(factor, n))
-    group_index = np.empty_like(group)
-    group_index[_order(factor, n)] = group
     there = arrays.beside(group, w)
-    index = there if np.array_equal(group, group_index) else arrays.beside(group_index, w)
     if not grid.dynamic and m:
         grid.fit(w, _dead(factor), scales, zeros, backend, workers)
     outputs = (codes, scales, zeros, None, mask if pattern.prunes else None)
     loss = _call(w, factor, there, grid, pattern, feedback, outputs, backend, workers)
+    finite = _Finite(w)  # this, and all that follows, while a GPU works
+    group_index = np.empty_like(group)
+    group_index[_order(factor, n)] = group
+    index = there if np.array_equal(group, group_index) else arrays.beside(group_index, w)
     if not finite.check(scales):
         largest = np.abs(arrays.host(w)).max()
         raise ValueError(
@@ -169,12 +169,11 @@ def pruned(
     m, n = w.shape
     weights = arrays.empty(w, (m, n), w.dtype)
     mask = _all_kept(w)
-    finite = _Finite(w)
     group = arrays.zeros(w, n, np.int32)
     workers = threads.resolve(n_threads)
     outputs = (None, None, None, weights, mask if pattern.prunes else None)
     loss = _call(w, factor, group, None, pattern, feedback, outputs, backend, workers)
-    finite.check(None)
+    _Finite(w).check(None)
     like = arrays.like(W)
     return PrunedMatrix(like(weights), like(mask), None if loss is None else like(loss))
 

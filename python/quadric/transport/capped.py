@@ -15,7 +15,9 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csc_array
 
-from quadric import backends
+from quadric import arrays, backends, device
+from quadric.arrays import Data
+from quadric.device import DeviceArray
 from quadric.transport.laplacian import balance, parts
 
 _ROUND = 100  # iterations of L-BFGS-B between attempts of Newton's method
@@ -24,6 +26,7 @@ _STALLED = 1e-7  # gain of a round, relative to the regularization term
 _NEWTON = 30  # most steps in one go
 _REPAIRS = 20  # sets of places that are tried
 _BLOCK = 2**22  # entries of the cost that are looked at together
+_ALL = 1e300  # a potential for which every allowed entry is positive
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,10 +73,10 @@ class Capped:
 
     ``min <M, P> + reg / 2 |P|^2`` with ``P^T 1 = b``, at most k entries in each column, and
     ``P 1 = a``, or ``P 1 <= a`` if `partial`; then ``f <= 0``, and where f is 0 a row may keep
-    some of its mass.
+    some of its mass. M may be on a GPU; all else is small, and NumPy's.
     """
 
-    M: np.ndarray
+    M: Data
     a: np.ndarray
     b: np.ndarray
     k: int
@@ -89,10 +92,10 @@ class Capped:
         indices, values = np.empty((m, self.k), np.int32), np.empty((m, self.k))
         if g is None:
             g = np.empty(m)
-            project = backends.resolve("transport.capped_columns", self.backend)
+            project = self._kernel("capped_columns")
             project(self.M, f, self.b, self.k, self.reg, indices, values, g, self.n_threads)
         else:
-            clip = backends.resolve("transport.capped_dual", self.backend)
+            clip = self._kernel("capped_dual")
             clip(self.M, f, g, self.k, self.reg, indices, values, self.n_threads)
         gap_f = self.a - np.bincount(indices.ravel(), values.ravel(), n + 1)[:n]
         if self.partial:
@@ -101,6 +104,9 @@ class Capped:
         dual = f @ self.a + g @ self.b - self.reg / 2 * np.vdot(values, values)
         error = np.abs(gap_f).sum() + np.abs(gap_g).sum()
         return State(f, g, indices, values, gap_f, gap_g, float(dual), float(error))
+
+    def _kernel(self, name: str) -> Callable[..., Any]:
+        return backends.resolve(f"transport.{name}", self.backend, on=self.M)
 
     def tight(self, s: State) -> np.ndarray:
         """Say which rows must give all their mass."""
@@ -173,8 +179,12 @@ class Capped:
 
         A larger dual value means that no plan exists.
         """
-        finite = np.where(np.isfinite(self.M), self.M, -np.inf)
-        most = finite.max(axis=0).astype(np.float64)
+        if isinstance(self.M, DeviceArray):
+            most = np.empty(len(self.b))
+            self.M.space.run(device.transport().largest_finite, self.M, most)
+        else:
+            finite = np.where(np.isfinite(self.M), self.M, -np.inf)
+            most = finite.max(axis=0).astype(np.float64)
         bound = self.b @ most + self.reg / 2 * (self.b @ self.b)
         return float(bound + 1e-6 * (self.b @ np.abs(most) + abs(bound)))
 
@@ -198,6 +208,11 @@ class Capped:
     def _largest(self, f: np.ndarray) -> np.ndarray:
         """Return the rows of the k largest entries of each column of f - M, shape (m, k)."""
         n, m = self.M.shape
+        if isinstance(self.M, DeviceArray):
+            indices, values = np.empty((m, self.k), np.int32), np.empty((m, self.k))
+            clip = self._kernel("capped_dual")
+            clip(self.M, f, np.full(m, _ALL), self.k, 1.0, indices, values, self.n_threads)
+            return indices.astype(np.int64)
         places = np.empty((m, self.k), np.int64)
         step = max(_BLOCK // n, 1)
         for start in range(0, m, step):
@@ -209,6 +224,11 @@ class Capped:
 
     def _inside(self, places: np.ndarray) -> "Capped":
         """Return the problem in which everything but the places is forbidden."""
+        if isinstance(self.M, DeviceArray):
+            kept = self.M.space.empty(self.M.shape[::-1], self.M.dtype)
+            taken_there = places.astype(np.int32)
+            self.M.space.run(device.transport().keep_places, self.M, taken_there, kept)
+            return replace(self, M=kept.T)
         M = np.full_like(self.M, np.inf)
         taken = places < len(M)
         rows, columns = places[taken], np.nonzero(taken)[0]
@@ -235,7 +255,7 @@ class Capped:
         taken = places < n
         rows, columns = places[taken], np.nonzero(taken)[0]
         slack = np.full(places.shape, -np.inf)  # of free places
-        slack[taken] = s.f[rows] + s.g[columns] - self.M[rows, columns]
+        slack[taken] = s.f[rows] + s.g[columns] - arrays.at(self.M, rows, columns)
         count = np.bincount(places.ravel(), minlength=n + 1)
         count[n] = places.size + m
         moved = False
@@ -245,7 +265,8 @@ class Capped:
             if not len(rich):
                 continue
             spare = np.where(count[places[rich]] > 1, slack[rich], np.inf)
-            gain = outside.f[own] + outside.g[rich, None] - self.M[np.ix_(own, rich)].T
+            between = arrays.host(arrays.cut(self.M, own, rich)).T
+            gain = outside.f[own] + outside.g[rich, None] - between
             loss = np.maximum(spare.min(axis=1), 0)[:, None] - gain
             there, _ = np.nonzero(np.isin(places[rich], own))
             loss[there, np.searchsorted(own, places[rich][np.isin(places[rich], own)])] = np.inf
@@ -305,10 +326,10 @@ def run(
     M, (n, m) = problem.M, problem.M.shape
     rows, columns = np.flatnonzero(problem.a > 0), np.flatnonzero(problem.b > 0)
     if len(rows) < n or len(columns) < m:
-        M = M[np.ix_(rows, columns)]
+        M = arrays.cut(M, rows, columns)
     inner = replace(
         problem,
-        M=np.asfortranarray(M),  # read column by column, many times
+        M=arrays.contiguous(M.T).T,  # read column by column, many times
         a=np.ascontiguousarray(problem.a[rows]),
         b=np.ascontiguousarray(problem.b[columns]),
         k=min(problem.k, len(rows)),
@@ -327,7 +348,7 @@ def run(
     counts[columns] = np.count_nonzero(entries, axis=1)
     i, values = rows[s.indices[entries]], s.values[entries]
     matrix = csc_array((values, i, np.concatenate([[0], np.cumsum(counts)])), shape=(n, m))
-    cost = float(values @ problem.M[i, np.repeat(np.arange(m), counts)])
+    cost = float(values @ arrays.at(problem.M, i, np.repeat(np.arange(m), counts)))
     value = cost + problem.reg / 2 * float(values @ values)
     return Outcome(
         f, g, matrix, tight, cost, value, found.dual_value, s.error, found.iterations, found.reason

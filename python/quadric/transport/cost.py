@@ -1,22 +1,28 @@
 """What it costs to move mass: a stored matrix, or points from which each entry is computed."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from quadric import arrays, device
+from quadric.arrays import Data
+from quadric.device import DeviceArray
 
 KINDS = {"sqeuclidean": 1, "euclidean": 2, "cityblock": 3, "cosine": 4}
 """The costs between points and their numbers in the kernels; 0 is a stored matrix."""
 
 _SAMPLE = 4096  # entries that the scale of a cost is estimated from
+_LARGE = 2**16  # numbers of a cloud from which on a GPU prepares its own
 
-Arguments: TypeAlias = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None, int]
+Arguments: TypeAlias = tuple[Data | None, Data | None, Data | None, int]
 """The four arguments (M, x, y, kind) by which every kernel takes a cost."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cost:
-    """The costs of B problems of one shape, as the kernels take them.
+    """The costs of B problems of one shape, as the kernels take them: all in one memory.
 
     Attributes
     ----------
@@ -26,23 +32,23 @@ class Cost:
         C-contiguous points, of unit length for the cosine.
     kind : int
         0 if `M` is stored, else one of :data:`KINDS`.
-    lengths : pair of array of float64, shape (B, n) and (B, m), or None
+    lengths : pair of NumPy array of float64, shape (B, n) and (B, m), or None
         Of the points as they were given, for the cosine.
     """
 
-    M: np.ndarray | None
-    x: np.ndarray | None
-    y: np.ndarray | None
+    M: Data | None
+    x: Data | None
+    y: Data | None
     kind: int
     lengths: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
-    def stored(cls, M: np.ndarray) -> "Cost":
+    def stored(cls, M: Data) -> "Cost":
         """Return the cost that is kept in `M`, shape (n, m) or (B, n, m)."""
         return cls(M if M.ndim == 3 else M[None], None, None, 0)
 
     @classmethod
-    def points(cls, x: np.ndarray, y: np.ndarray, kind: int) -> "Cost":
+    def points(cls, x: Data, y: Data, kind: int) -> "Cost":
         """Return the cost between points, shapes (n, d) and (m, d), or those of a batch.
 
         Raises
@@ -51,16 +57,21 @@ class Cost:
             If a vector is 0 and the cost is the cosine.
         """
         # The order of a sum follows the layout; so it is one layout for all that follows.
-        x, y = (np.ascontiguousarray(p if p.ndim == 3 else p[None]) for p in (x, y))
+        x, y = (arrays.contiguous(p if p.ndim == 3 else p[None]) for p in (x, y))
         lengths = None
         if kind == KINDS["sqeuclidean"]:
             # |x|^2 - 2 x.y + |y|^2 cancels what the points have in common.
-            center = (_mean(x) + _mean(y)) / 2
-            x, y = (np.subtract(p, center, dtype=np.float64).astype(p.dtype) for p in (x, y))
+            x, y = _centred(x, y)
         elif kind == KINDS["cosine"]:
-            (x, of_x), (y, of_y) = _unit(x, "x"), _unit(y, "y")
-            lengths = of_x, of_y
+            units = [_unit(arrays.host(p), name) for p, name in ((x, "x"), (y, "y"))]
+            x, y = (arrays.beside(unit, x) for unit, _ in units)
+            lengths = units[0][1], units[1][1]
         return cls(None, x, y, kind, lengths)
+
+    @property
+    def array(self) -> Data:
+        """An array of the cost: the kernels work in its memory."""
+        return self.x if self.M is None else self.M
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -74,9 +85,8 @@ class Cost:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Float32 or float64."""
-        array = self.x if self.M is None else self.M
-        assert array is not None
-        return array.dtype
+        dtype: np.dtype[Any] = self.array.dtype
+        return dtype
 
     @property
     def args(self) -> Arguments:
@@ -99,6 +109,11 @@ class Cost:
         lengths = self.lengths and (self.lengths[0][k : k + 1], self.lengths[1][k : k + 1])
         return Cost(M, x, y, self.kind, lengths)
 
+    def host(self) -> "Cost":
+        """Return the cost in CPU memory; a copy where it is on a GPU."""
+        M, x, y = (None if a is None else arrays.host(a) for a in (self.M, self.x, self.y))
+        return Cost(M, x, y, self.kind, self.lengths)
+
     def transposed(self) -> "Cost":
         """Return the cost with the roles of rows and columns exchanged, without a copy."""
         M = None if self.M is None else self.M.transpose(0, 2, 1)
@@ -106,17 +121,17 @@ class Cost:
         return Cost(M, self.y, self.x, self.kind, lengths)
 
     def select(self, rows: np.ndarray, columns: np.ndarray) -> "Cost":
-        """Return a copy with the rows and columns where the masks (n,) and (m,) are True."""
+        """Return a copy with these rows and columns, which are masks (n,) and (m,) or numbers."""
         if self.M is not None:
-            return Cost(self.M[:, rows][:, :, columns], None, None, 0)
+            return Cost(_cut(self.M, rows, columns), None, None, 0)
         x, y = self._pair()
         lengths = self.lengths and (self.lengths[0][:, rows], self.lengths[1][:, columns])
-        return Cost(None, x[:, rows], y[:, columns], self.kind, lengths)
+        return Cost(None, _cut(x, rows), _cut(y, columns), self.kind, lengths)
 
     def rows(self, start: int, stop: int) -> "Cost":
         """Return the rows from `start` to `stop`, without a copy if there is one problem."""
         M = None if self.M is None else self.M[:, start:stop]
-        x = None if self.x is None else np.ascontiguousarray(self.x[:, start:stop])
+        x = None if self.x is None else arrays.contiguous(self.x[:, start:stop])
         lengths = self.lengths and (self.lengths[0][:, start:stop], self.lengths[1])
         return Cost(M, x, self.y, self.kind, lengths)
 
@@ -125,16 +140,27 @@ class Cost:
 
         The sample is the same in every call. 0 if the cost seems to be constant.
         """
-        B, n, m = self.shape
-        random = np.random.default_rng(0)
-        k, i, j = (random.integers(0, size, _SAMPLE) for size in (B, n, m))
-        if n == m:
-            j = np.where(i == j, (j + 1) % m, j)  # the diagonal of equal clouds tells nothing
-        entries = self._entries(k, i, j)
+        entries = self._entries(*_sample(*self.shape))
         entries = entries[np.isfinite(entries)]
         return float(np.median(entries) - entries.min()) if entries.size else 0.0
 
-    def _pair(self) -> tuple[np.ndarray, np.ndarray]:
+    def all_finite(self) -> bool:
+        """Say whether no entry of a stored cost is NaN or infinite; waits for a GPU."""
+        M = self.M
+        assert M is not None
+        if isinstance(M, DeviceArray):
+            if M.c_contiguous or M.transpose(0, 2, 1).c_contiguous:
+                return arrays.all_finite(M if M.c_contiguous else M.transpose(0, 2, 1))
+            return all(arrays.all_finite(one) for one in M)
+        with np.errstate(over="ignore", invalid="ignore"):
+            # One pass without a temporary, and the rule. Finite entries may overflow, though.
+            return bool(np.isfinite(M.sum()) or np.isfinite(M).all())
+
+    def largest(self) -> float:
+        """Return the largest absolute coordinate of x plus that of y."""
+        return sum(arrays.largest(p) for p in self._pair())
+
+    def _pair(self) -> tuple[Data, Data]:
         """Return the points of a cost that is computed from them."""
         assert self.x is not None
         assert self.y is not None
@@ -142,14 +168,19 @@ class Cost:
 
     def _entries(self, k: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         if self.M is not None:
-            stored: np.ndarray = self.M[k, i, j].astype(np.float64)
-            return stored
+            return arrays.at(self.M, k, i, j).astype(np.float64)
         points, others = self._pair()
+        d = points.shape[2]
         result = np.empty(len(k))
-        step = max(1, 2**20 // points.shape[2])  # high dimensions would need much memory at once
+        step = max(1, 2**20 // d)  # high dimensions would need much memory at once
         for p in range(0, len(k), step):
             s = slice(p, p + step)
-            x, y = points[k[s], i[s]].astype(np.float64), others[k[s], j[s]].astype(np.float64)
+            x, y = (
+                arrays.at(q, k[s, None], r[s, None], np.arange(d)[None])
+                .astype(np.float64)
+                .reshape(-1, d)
+                for q, r in ((points, i), (others, j))
+            )
             if self.kind == KINDS["cosine"]:
                 result[s] = 1 - (x * y).sum(axis=1)
             elif self.kind == KINDS["cityblock"]:
@@ -157,6 +188,48 @@ class Cost:
             else:
                 result[s] = np.square(x - y).sum(axis=1)
         return np.sqrt(result) if self.kind == KINDS["euclidean"] else result
+
+
+@lru_cache(maxsize=16)
+def _sample(B: int, n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return problem, row and column of entries that stand for all of them."""
+    random = np.random.default_rng(0)
+    k, i, j = (random.integers(0, size, _SAMPLE) for size in (B, n, m))
+    if n == m:
+        j = np.where(i == j, (j + 1) % m, j)  # the diagonal of equal clouds tells nothing
+    return k, i, j
+
+
+def _cut(a: Data, rows: np.ndarray, columns: np.ndarray | None = None) -> Data:
+    """Return a copy of a batch with these rows, and columns if they are given."""
+    if not isinstance(a, DeviceArray):
+        return a[:, rows] if columns is None else a[:, rows][:, :, columns]
+    if columns is None:
+        columns = np.arange(a.shape[2])
+    i, j = (np.flatnonzero(k) if k.dtype == np.bool_ else k for k in (rows, columns))
+    result = a.space.empty((len(a), len(i), len(j)), a.dtype)
+    for one, part in zip(a, result, strict=True):
+        arrays.cut(one, i, j, out=part)
+    return result
+
+
+def _centred(x: Data, y: Data) -> tuple[Data, Data]:
+    """Return the clouds of a batch less their common means."""
+    if isinstance(x, DeviceArray) and len(x) == 1 and x.size + y.size >= _LARGE:
+        center = (_mean_there(x) + _mean_there(y)) / 2
+        results = x.space.empty(x.shape, x.dtype), y.space.empty(y.shape, y.dtype)
+        for p, result in zip((x, y), results, strict=True):
+            p.space.run(device.arrays().subtract_row, p[0], center, result[0])
+        return results
+    points = arrays.host(x), arrays.host(y)
+    center = (_mean(points[0]) + _mean(points[1])) / 2
+    centred = (np.subtract(p, center, dtype=np.float64).astype(p.dtype) for p in points)
+    left, right = (arrays.beside(p, x) for p in centred)
+    return left, right
+
+
+def _mean_there(points: DeviceArray) -> np.ndarray:
+    return arrays.column_sums(points[0]) / points.shape[1]
 
 
 def _mean(points: np.ndarray) -> np.ndarray:

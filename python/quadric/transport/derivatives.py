@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from quadric import arrays, checks
-from quadric.arrays import Array
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
+from quadric.transport import plans
 from quadric.transport.cost import KINDS
 from quadric.transport.implicit import Entries, pull_back
 from quadric.transport.problem import Problem
@@ -75,12 +77,16 @@ def mass_gradients(problem: Problem, f: np.ndarray, g: np.ndarray) -> Pair:
     return smallest(problem, a, b)
 
 
-def point_gradient(problem: Problem, f: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """Return the derivatives of the values of B problems in x: ``sum_j P_ij dC_ij / dx_i``."""
-    assert problem.cost.x is not None
-    out = np.zeros_like(problem.cost.x)
+def point_gradient(problem: Problem, f: np.ndarray, g: np.ndarray) -> Data:
+    """Return the derivatives of the values of B problems in x: ``sum_j P_ij dC_ij / dx_i``.
+
+    They are where the points are.
+    """
+    x = problem.cost.x
+    assert x is not None
+    out = arrays.empty(x, x.shape, x.dtype)
     for k, s in enumerate(each(problem, f, g)):
-        out[k, s.rows] = _point_gradient(s)
+        arrays.assign(out[k], arrays.placed(_point_gradient(s), s.rows, x.shape[1], 0.0))
     return out
 
 
@@ -107,10 +113,13 @@ def implicit_gradients(
     problem = result.problem
     _, n, m = problem.cost.shape
     W = _plan_cotangent(plan, problem)
-    of_f, of_g = _cotangent(f, "f", (n,), problem), _cotangent(g, "g", (m,), problem)
+    of_f, of_g = (
+        arrays.host(_cotangent(p, name, (size,), problem))
+        for p, name, size in ((f, "f", n), (g, "g", m))
+    )
     cost = problem.cost
-    M = None if cost.M is None else np.zeros(cost.shape, cost.dtype)
-    x, y = (None if p is None else np.zeros_like(p) for p in (cost.x, cost.y))
+    M = None if cost.M is None else arrays.zeros(cost.M, cost.shape, cost.dtype)
+    x, y = (None if p is None else np.zeros(p.shape, p.dtype) for p in (cost.x, cost.y))
     a, b = np.zeros_like(problem.a), np.zeros_like(problem.b)
     for k, s in enumerate(each(problem, *result.potentials())):
         entries = Entries.of(s)
@@ -119,34 +128,38 @@ def implicit_gradients(
         values = None if W is None else _at(W, k, rows, columns)
         costs, a[k, s.rows], b[k, s.columns] = pull_back(s, entries, values, potentials)
         if M is not None:
-            M[k, rows, columns] = costs
+            arrays.scatter(M[k], rows, columns, costs)
         elif x is not None and y is not None:
             x[k, s.rows], y[k, s.columns] = _entry_gradients(s, entries, costs)
-    parts = (M, x, y, *smallest(problem, a, b))
-    return Gradients(*(None if part is None else problem.array(part) for part in parts))
+    found = (M, x, y, *smallest(problem, a, b))
+    return Gradients(*(None if part is None else problem.array(part) for part in found))
 
 
-def _point_gradient(s: Solved) -> np.ndarray:
+def _point_gradient(s: Solved) -> Data:
     """Return ``sum_j P_ij dC_ij / dx_i``."""
     p = s.problem
-    M, x, y, kind = p.cost.single()
+    _, x, y, kind = p.cost.single()
     assert x is not None
     assert y is not None
-    out = np.empty(x.shape)
     if kind in (KINDS["euclidean"], KINDS["cityblock"]):
+        out = arrays.empty(x, x.shape, np.float64)
         p.kernel("point_gradient")(x, y, kind, s.f, s.g, p.reg, out, p.n_threads)
         return out
-    sums = np.empty(len(s.f)), np.empty(len(s.g))
-    state = (M, x, y, kind, s.f, s.g, p.reg)
-    p.kernel("apply_plan")(*state, y.astype(np.float64), out, *sums, p.n_threads)
-    return _bilinear_gradient(s, sums[0], out)
+    sums, products = plans.apply(s, y.astype(np.float64))
+    if isinstance(x, DeviceArray) and kind == KINDS["sqeuclidean"]:
+        gradient = x.astype(np.float64, copy=True)
+        with np.errstate(divide="ignore"):
+            arrays.divide(gradient, 1 / (2 * sums[:, None]))
+        arrays.add(gradient, products, -2.0)
+        return gradient
+    return arrays.beside(_bilinear_gradient(s, sums, arrays.host(products)), x)
 
 
 def _bilinear_gradient(s: Solved, sums: np.ndarray, products: np.ndarray) -> np.ndarray:
     """Return ``sum_j G_ij dC_ij / dx_i``, given G 1 and G y, where C depends on y by x.y only."""
     cost = s.problem.cost
     assert cost.x is not None
-    x = cost.x[0].astype(np.float64)
+    x = arrays.host(cost.x[0]).astype(np.float64)
     if cost.kind == KINDS["sqeuclidean"]:
         gradient: np.ndarray = 2 * (sums[:, None] * x - products)
         return gradient
@@ -161,7 +174,7 @@ def _entry_gradients(s: Solved, entries: Entries, weights: np.ndarray) -> Pair:
     cost = s.problem.cost
     assert cost.x is not None
     assert cost.y is not None
-    x, y = cost.x[0].astype(np.float64), cost.y[0].astype(np.float64)
+    x, y = (arrays.host(p[0]).astype(np.float64) for p in (cost.x, cost.y))
     if cost.kind in (KINDS["sqeuclidean"], KINDS["cosine"]):
         G, (rows, columns) = entries.matrix(weights), entries.sums(weights)
         back = s.transposed()
@@ -179,15 +192,16 @@ def _entry_gradients(s: Solved, entries: Entries, weights: np.ndarray) -> Pair:
 
 
 def _cotangent(x: Array | None, name: str, shape: tuple[int, ...], problem: Problem) -> Any:
-    """Return a cotangent as finite float64 with B in front; zeros for None."""
+    """Return a cotangent, finite and with B in front; zeros for None."""
     B = problem.cost.shape[0]
     if x is None:
         return np.zeros((B, *shape))
-    c = arrays.to_numpy(x, name)
+    c = arrays.take(x, name)
     wanted = (B, *shape) if problem.batched else shape
     if c.shape != wanted:
         raise ValueError(f"{name} must have shape {wanted}, got {c.shape}")
     checks.floating(c, name)
+    c = arrays.contiguous(c) if isinstance(c, DeviceArray) else c
     checks.finite(c, name)
     return c.reshape(B, *shape)
 
@@ -202,14 +216,14 @@ def _plan_cotangent(plan: PlanCotangent | None, problem: Problem) -> Any:
         raise ValueError(f"plan must be a matrix or two factors of one, got {len(plan)} factors")
     k = plan[0].shape[-1]
     left = _cotangent(plan[0], "plan[0]", (n, k), problem)
-    return left, _cotangent(plan[1], "plan[1]", (m, k), problem)
+    right = _cotangent(plan[1], "plan[1]", (m, k), problem)
+    return arrays.host(left), arrays.host(right)
 
 
 def _at(W: Any, k: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Return the entries of a cotangent of the k-th plan."""
     if not isinstance(W, tuple):
-        values: np.ndarray = W[k, rows, columns].astype(np.float64)
-        return values
+        return arrays.at(W[k], rows, columns).astype(np.float64)
     values = np.zeros(len(rows))
     for left, right in zip(W[0][k].T, W[1][k].T, strict=True):  # no nnz x k array in between
         values += left[rows] * right[columns]

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, cast
 
-from quadric import arrays
 from quadric.arrays import Array
-from quadric.transport.derivatives import Gradients, smallest
+from quadric.transport.derivatives import Gradients, mass_gradients, smallest
 from quadric.transport.results import TransportResult
 from quadric.transport.run import Method
 from quadric.transport.solve_points import PointCost, solve_points
@@ -56,9 +55,9 @@ class SinkhornDivergence:
         results = (self.between, self.within_x, self.within_y)
         both, of_x, of_y = (cast(Any, r.gradients()) for r in results)
         problem = self.between.problem
-        masses = both.a - (of_x.a + of_x.b) / 2, both.b - (of_y.a + of_y.b) / 2
-        a, b = (arrays.to_numpy(w, "a") for w in masses)
-        a, b = smallest(problem, a.reshape(problem.a.shape), b.reshape(problem.b.shape))
+        masses, in_x, in_y = (mass_gradients(r.problem, *r.potentials()) for r in results)
+        a, b = masses[0] - (in_x[0] + in_x[1]) / 2, masses[1] - (in_y[0] + in_y[1]) / 2
+        a, b = smallest(problem, a, b)
         x, y = both.x - (of_x.x + of_x.y) / 2, both.y - (of_y.x + of_y.y) / 2
         return Gradients(None, x, y, problem.array(a), problem.array(b))
 

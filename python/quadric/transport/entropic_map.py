@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.special import softmax
 
-from quadric import arrays, backends, checks, threads
+from quadric import arrays, backends, checks, device, threads
 from quadric.arrays import Array
 from quadric.transport.cost import KINDS, Cost
 from quadric.transport.solve_points import PointCost
@@ -41,7 +41,8 @@ def entropic_map(
     y : array, shape (m, d)
         Points on the other side, of the dtype of `x`.
     g : array of float64, shape (m,)
-        Potentials of `y`, in units of the cost; -Inf where there is no mass. Those of the rows
+        Potentials of `y`, in units of the cost; -Inf where there is no mass. They and the values
+        may be in another memory than the points. Those of the rows
         (`TransportResult.f`, with the points x of that problem as `y`) give the map back.
     reg : float
         That of the problem, in units of the cost.
@@ -93,18 +94,21 @@ def entropic_map(
     >>> bool(np.abs(moved - new - [3.0, 0.0]).max() < 0.1)
     True
     """
-    points, other = checks.matrix(x, "x"), checks.matrix(y, "y")
+    points, other = checks.matrix(x, "x", gpu=True), checks.matrix(y, "y", gpu=True)
     checks.same_type(other, "y", points.dtype, "x")
+    arrays.together(other, points, "y", "x")
     (n, d), m = points.shape, len(other)
     if other.shape[1] != d or d == 0:
         raise ValueError(f"x and y must be points of one dimension, got {d} and {other.shape[1]}")
-    potentials = arrays.to_numpy(g, "g")
+    potentials = arrays.host(arrays.take(g, "g"))
+    if device.find(g) is not None:
+        potentials = potentials.astype(np.float64)  # JAX may have nothing wider than float32
     if potentials.shape != (m,):
         raise ValueError(f"g must have shape ({m},), got {potentials.shape}")
     checks.same_type(potentials, "g", np.dtype(np.float64), "the solution")
     if values is None:
         values = y
-    V = arrays.to_numpy(values, "values")
+    V = arrays.host(arrays.take(values, "values"))
     checks.floating(V, "values")
     if V.ndim not in (1, 2) or len(V) != m:
         raise ValueError(f"values must have shape ({m},) or ({m}, k), got {V.shape}")
@@ -112,8 +116,9 @@ def entropic_map(
         checks.finite(array, name)
     reg = checks.positive(reg, "reg")
     kind = KINDS[checks.choice(cost, "cost", tuple(KINDS))]
-    sinkhorn = backends.resolve("transport.sinkhorn", backend)
-    apply_plan = backends.resolve("transport.apply_plan", backend)
+    sinkhorn = backends.resolve("transport.sinkhorn", backend, on=points)
+    apply_plan = backends.resolve("transport.apply_plan", backend, on=points)
+    home, points, other = points, arrays.host(points), arrays.host(other)
     workers = threads.resolve(n_threads)
 
     there = potentials > -math.inf
@@ -130,7 +135,7 @@ def entropic_map(
         out[part] = softmax((potentials - distances) / reg, axis=1) @ v
     near = points[~far]
     if n := len(near):
-        pairs = Cost.points(near, np.ascontiguousarray(other), kind)
+        pairs = Cost.points(arrays.beside(near, home), arrays.beside(other, home), kind)
         f, fixed = np.zeros((1, n)), np.ascontiguousarray(potentials)[None].copy()
         masses = np.ones((1, n)), np.ones((1, len(other)))
         # Half an iteration makes every row of the plan sum to 1, but for rounding.

@@ -21,6 +21,9 @@ HISTORY = np.dtype(
 """A step: what it was, the reg it worked at, iterations so far, marginal error and dual objective
 after it, entries of the plan that it looked at, iterations of CG, seconds so far."""
 
+MANY = 10_000
+"""Iterations by default."""
+
 Progress: TypeAlias = Callable[[int, float, float], None] | None
 """Is told the iterations so far, the error and the tolerance."""
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
+from quadric import arrays
+from quadric.arrays import Data
 from quadric.errors import ConvergenceWarning
 from quadric.transport.solved import Pair, Solved
 
@@ -40,6 +42,8 @@ class Entries:
         Cost and mass.
     shape : (int, int)
         Of the plan.
+    listed : triple of array
+        `starts`, `columns` and `plan` where the kernels work.
     """
 
     rows: np.ndarray
@@ -48,6 +52,7 @@ class Entries:
     costs: np.ndarray
     plan: np.ndarray
     shape: tuple[int, int]
+    listed: tuple[Data, Data, Data]
 
     @classmethod
     def of(cls, s: Solved) -> "Entries":
@@ -55,10 +60,12 @@ class Entries:
         p = s.problem
         state = (*p.cost.single(), p.a[0], p.b[0], s.f, s.g, p.reg)
         limit = s.shape[0] * s.shape[1]
-        starts, columns, costs = p.kernel("candidates")(*state, _BITS, limit, p.n_threads)
+        found = p.kernel("candidates")(*state, _BITS, limit, p.n_threads)
+        starts, columns, costs = map(arrays.host, found)
         rows = np.repeat(np.arange(len(s.f)), np.diff(starts))
         plan = np.exp((s.f[rows] + s.g[columns] - costs) / p.reg)
-        return cls(rows, columns, starts, costs, plan, s.shape)
+        listed = (*found[:2], arrays.beside(plan, found[2]))
+        return cls(rows, columns, starts, costs, plan, s.shape, listed)
 
     def matrix(self, values: np.ndarray) -> csr_array:
         """Return the matrix that has `values` at these places."""
@@ -121,7 +128,7 @@ def _solve(
             break
         tol = max(enough / left, 1e-9)
         options = (_SHIFT, 0.0, tol, 10 * len(right) + 100, step, s.problem.n_threads)
-        direction(entries.starts, entries.columns, entries.plan, r, c, rest, *options)
+        direction(*entries.listed, r, c, rest, *options)
         better = x + step
         rest = right - (c * better - S.T @ ((S @ better) / r))
         size = float(np.linalg.norm(rest))

@@ -11,6 +11,9 @@ import numpy as np
 from scipy.sparse import coo_array, csc_array
 from scipy.sparse.csgraph import connected_components
 
+from quadric import device
+from quadric.device import DeviceArray
+
 _RESIDUAL = 1e-14  # relative to the right sides
 
 
@@ -105,4 +108,18 @@ def pull_back(matrix: csc_array, cotangent: np.ndarray, reg: float, free: np.nda
     )
     result = np.zeros((n, m))
     result[rows, columns] = (u[rows] + v[columns] - G) / reg
+    return result
+
+
+def pull_back_there(
+    gates: DeviceArray, cotangent: DeviceArray, reg: float, free: DeviceArray
+) -> DeviceArray:
+    """Return the derivative of gates in the scores on the GPU that they are on; nothing waits.
+
+    That is :func:`pull_back` with the other sign, for a cost ``-scores``. There are at most
+    :data:`quadric.transport.routing.EXPERTS` columns.
+    """
+    result = gates.space.empty(gates.shape, gates.dtype)
+    kernel = device.transport().route_backward
+    gates.space.run(kernel, cotangent, gates, free, reg, result)
     return result

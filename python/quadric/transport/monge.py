@@ -155,26 +155,27 @@ def monge_gap(
         n_threads=n_threads,
     )
     problem = transport.problem
-    displacement = problem.outputs((_costs(problem.cost) * problem.a).sum(axis=1))
-    mass = problem.outputs(problem.a.sum(axis=1))
-    value = displacement - transport.dual_value - problem.reg * mass
-    return MongeGap(value, displacement, transport)
+    displacement = (_costs(problem.cost) * problem.a).sum(axis=1)
+    free = problem.outputs(displacement - problem.reg * problem.a.sum(axis=1))
+    return MongeGap(free - transport.dual_value, problem.outputs(displacement), transport)
 
 
 def _images(Tx: Array, x: Array) -> Array:
     """Check what :func:`solve_points` would call y."""
-    images, points = arrays.to_numpy(Tx, "Tx"), arrays.to_numpy(x, "x")
+    images, points = arrays.take(Tx, "Tx"), arrays.take(x, "x")
     if images.shape != points.shape:
         raise ValueError(f"Tx must have the shape {points.shape} of x, got {images.shape}")
     checks.same_type(images, "Tx", points.dtype, "x")
-    checks.finite(images, "Tx")
+    arrays.together(images, points, "Tx", "x")
+    checks.finite(arrays.contiguous(images), "Tx")
     return Tx
 
 
 def _points(cost: Cost) -> tuple[np.ndarray, np.ndarray]:
     assert cost.x is not None
     assert cost.y is not None
-    return cost.x.astype(np.float64), cost.y.astype(np.float64)
+    x, y = (arrays.host(p).astype(np.float64) for p in (cost.x, cost.y))
+    return x, y
 
 
 def _costs(cost: Cost) -> np.ndarray:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quadric import backends
+from quadric import arrays, backends
+from quadric.arrays import Data
 from quadric.transport.relaxation import Sinkhorn, State, copy, put
 
 _SLACK = 20.0  # bits by which an entry may grow before the list is made anew; more after that
@@ -36,35 +37,43 @@ _INSIDE = 0.9  # of the tolerance: the rest is for the entries that are not on t
 
 @dataclass(slots=True)
 class _Point:
-    """Potentials whose rows are exact, their plan on the list, and how far its columns are off."""
+    """Potentials whose rows are exact, their plan on the list, and how far its columns are off.
+
+    The values of the plan are where the list is, on a GPU perhaps.
+    """
 
     f: np.ndarray
     g: np.ndarray
-    values: np.ndarray
+    values: Data
     columns: np.ndarray
     error: float
 
 
 @dataclass(frozen=True, slots=True)
 class _List:
-    """The entries of the plan that count, row by row, and the problem on them."""
+    """The entries of the plan that count, row by row, and the problem on them.
 
-    starts: np.ndarray
-    indices: np.ndarray
-    costs: np.ndarray
+    `there` has the masses a and b where the entries are.
+    """
+
+    starts: Data
+    indices: Data
+    costs: Data
     a: np.ndarray
     b: np.ndarray
+    there: tuple[Data, Data]
     reg: float
     backend: str | None
     n_threads: int
 
     def evaluate(self, f: np.ndarray, g: np.ndarray) -> _Point:
         """Return the point with these g; f tells where about the rows are."""
-        point = _Point(f.copy(), g, np.empty(len(self.costs)), np.empty(len(self.b)), 0.0)
+        values = arrays.empty(self.costs, len(self.costs), np.float64)
+        point = _Point(f.copy(), g, values, np.empty(len(self.b)), 0.0)
         error = np.empty(1)
-        kernel = backends.resolve("transport.sparse_sinkhorn", self.backend)
+        kernel = backends.resolve("transport.sparse_sinkhorn", self.backend, on=self.costs)
         kernel(
-            self.starts, self.indices, self.costs, self.a, self.b, self.reg, 1.0, math.inf, 1,
+            self.starts, self.indices, self.costs, *self.there, self.reg, 1.0, math.inf, 1,
             point.f, g, error, point.values, point.columns, self.n_threads,
         )  # fmt: skip
         point.error = float(error[0])
@@ -89,9 +98,9 @@ class _List:
         """
         step = np.empty_like(self.b)
         gradient = self.b - point.columns
-        kernel = backends.resolve("transport.newton_direction", self.backend)
+        kernel = backends.resolve("transport.newton_direction", self.backend, on=self.costs)
         cg, kept, _, _, gain = kernel(
-            self.starts, self.indices, point.values, self.a, point.columns, gradient,
+            self.starts, self.indices, point.values, self.there[0], point.columns, gradient,
             shift * point.error, _DROP * point.error, min(_CG, point.error), _CG_STEPS, step,
             self.n_threads,
         )  # fmt: skip
@@ -191,7 +200,7 @@ class Newton:
         a, b = s.a[0], s.b[0]
         # What is not on the list has at most the mass min(n, m) 2^-bits of the larger masses.
         bits = math.log2(min(len(a), len(b)) * min(a.sum(), b.sum()) / tol) + 4 + slack
-        kernel = backends.resolve("transport.candidates", s.backend)
+        kernel = backends.resolve("transport.candidates", s.backend, on=s.cost.array)
         found = kernel(
             *s.cost.single(), a, b, state.f[0], state.g[0], reg, max(bits, slack), limit,
             s.n_threads,
@@ -199,7 +208,8 @@ class Newton:
         if found is None:
             return None
         starts, indices, costs = found
-        return _List(starts, indices, costs, a, b, reg, s.backend, s.n_threads)
+        there = arrays.beside(a, costs), arrays.beside(b, costs)
+        return _List(starts, indices, costs, a, b, there, reg, s.backend, s.n_threads)
 
     def _steps(self, entries: _List, state: State, tol: float, most: float) -> tuple[_Point, bool]:
         """Iterate on the list, no g moving by more than `most` in a step.

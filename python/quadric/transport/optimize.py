@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from quadric import threads
+from quadric.transport import small
 from quadric.transport.cost import Cost
-from quadric.transport.history import HISTORY, Progress, Recorder
+from quadric.transport.history import HISTORY, MANY, Progress, Recorder
 from quadric.transport.newton import Newton
 from quadric.transport.relaxation import Sinkhorn, State
 
@@ -17,9 +18,9 @@ _START = 1 / 8  # reg to begin with, relative to the spread of the cost
 _FACTOR = 4.0  # between two values of reg on the way down
 _COARSE = 3e-2  # share of the mass that the error may have on the way
 _STEPS = 10  # iterations on the way, where there are not few enough entries for Newton
-_MANY = 10_000  # iterations by default
 _TRIAL = 60  # Sinkhorn iterations after which "auto" asks whether Newton would be faster
 _AFFORDABLE = 300  # Sinkhorn iterations that are no slower than Newton on a list of all entries
+PATIENCE = 2000  # iterations on small problems of a GPU, which are quick, before Newton's method
 _SPARSE = 0.3  # share of the entries that may count for Newton to work on a list of them
 _MEMORY = 2**23  # entries of such a list, of 50 bytes each, where there is no larger matrix
 _CLOSE = 0.5  # share of the mass: a warm start with a larger error starts from the beginning
@@ -112,12 +113,21 @@ def optimize(
             warm_start=warm_start, progress=progress,
         )  # fmt: skip
     if max_iter is None:
-        max_iter = _MANY
+        max_iter = MANY
     recorder = Recorder(tol, max_iter, progress)
     sinkhorn = Sinkhorn(cost, a, b, theta_a, theta_b, recorder, backend, n_threads)
     sparse = theta_a == theta_b == 1 and method != "sinkhorn"
     with threads.blas_limit(1):
-        if sparse and len(a) == 1:
+        if method in ("auto", "sinkhorn") and small.fits(cost):
+            state, levels = _begin(sinkhorn, reg, warm_start)
+            coarse = max(tol, _COARSE * float(a.sum(axis=1).min()))
+            options = {"steps": _STEPS, "most": PATIENCE if sparse else max_iter}
+            small.solve(sinkhorn, state, levels, reg, tol, omega, coarse=coarse, **options)
+            if sparse and not (state.error <= tol).all():
+                # What is left is small, and hard: Newton's many short steps are for the CPU.
+                here = replace(sinkhorn, cost=cost.host())
+                _rest(here, state, reg, method, tol, max_iter, omega)
+        elif sparse and len(a) == 1:
             state = _newton(sinkhorn, reg, method, tol, omega, warm_start)
         else:
             state = _sinkhorn(sinkhorn, reg, tol, omega, warm_start, trial=sparse)

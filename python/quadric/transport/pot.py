@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from quadric import arrays, checks
+from quadric import arrays, checks, device
 from quadric.arrays import Array
 from quadric.transport.results import TransportResult
 from quadric.transport.run import METHODS, run
@@ -197,7 +197,7 @@ def unif(n: int, type_as: Any = None) -> Any:
     n = checks.integer(n, "n", low=1)
     if type_as is None:
         return np.full(n, 1 / n)
-    dtype = arrays.to_numpy(type_as, "type_as").dtype
+    dtype = arrays.take(type_as, "type_as").dtype
     return arrays.like(type_as)(np.full(n, 1 / n, dtype))
 
 
@@ -299,6 +299,8 @@ def _floats(x: Any, name: str) -> Any:
     """Return lists and integers as float64, anything else as it is."""
     if isinstance(x, list | tuple):
         return np.asarray(x, np.float64)
+    if device.find(x) is not None:
+        return x  # of what dtype is for `solve` to say
     values = arrays.to_numpy(x, name)
     return arrays.like(x)(values.astype(np.float64)) if values.dtype.kind in "iub" else x
 
@@ -314,10 +316,15 @@ def _start(warmstart: Any, k: int | None, reg: float) -> Any:
     if warmstart is None:
         return None
     if k is not None and len(warmstart) == 2 and np.ndim(warmstart[0]) == 2:
-        warmstart = [np.asarray(w)[:, k] for w in warmstart]
+        warmstart = [_here(w)[:, k] for w in warmstart]
     elif k is not None:
         warmstart = warmstart[k]
-    return tuple(reg * np.asarray(w, np.float64) for w in warmstart)
+    return tuple(reg * _here(w).astype(np.float64) for w in warmstart)
+
+
+def _here(w: Any) -> np.ndarray:
+    there = device.find(w) is not None
+    return arrays.host(arrays.take(w, "warmstart")) if there else np.asarray(w)
 
 
 def _log(results: list[TransportResult], one: bool) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from scipy.special import kl_div
 
-from quadric import arrays, backends, checks, threads
-from quadric.arrays import Array
+from quadric import arrays, backends, checks, device, threads
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 from quadric.transport.cost import Cost
 
 Unbalanced: TypeAlias = float | tuple[float, float] | None
@@ -26,6 +27,9 @@ _ROUNDING = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-10}
 class Problem:
     """B transport problems of one shape, checked.
 
+    The cost stays where it was given, also on a GPU. All else is small, and NumPy's: what a kernel
+    there needs of it travels with the call.
+
     Attributes
     ----------
     cost : Cost
@@ -39,11 +43,13 @@ class Problem:
     batched : bool
         Whether the caller gave a batch.
     wrap : callable
-        Turns a NumPy array into one of the caller's type.
+        Turns a NumPy array, or one on the GPU, into one of the caller's type and memory.
     backend : str or None
         As the caller gave it.
     n_threads : int
         At least 1.
+    uniform : bool
+        Whether nobody gave masses, so that they are all 1 / n and 1 / m.
     """
 
     cost: Cost
@@ -52,9 +58,10 @@ class Problem:
     reg: float
     rho: tuple[float, float]
     batched: bool
-    wrap: Callable[[np.ndarray], Array]
+    wrap: Callable[[Data], Array]
     backend: str | None
     n_threads: int
+    uniform: bool = False
 
     @property
     def balanced(self) -> bool:
@@ -69,7 +76,7 @@ class Problem:
 
     def kernel(self, name: str) -> Callable[..., Any]:
         """Return the kernel of this family on the caller's backend."""
-        return backends.resolve(f"transport.{name}", self.backend)
+        return backends.resolve(f"transport.{name}", self.backend, on=self.cost.array)
 
     def item(self, k: int) -> "Problem":
         """Return the k-th problem alone."""
@@ -88,7 +95,13 @@ class Problem:
         """Return one value per problem as the caller sees it: a number, or an array of a batch."""
         return self.wrap(values) if self.batched else values[0].item()
 
-    def array(self, values: np.ndarray) -> Array:
+    def all_outputs(self, *values: np.ndarray) -> tuple[Any, ...]:
+        """Return `outputs` of values of one dtype; one copy to a GPU for all of them."""
+        if self.batched and isinstance(self.cost.array, DeviceArray):
+            return tuple(map(self.wrap, self.cost.array.space.from_host(np.stack(values))))
+        return tuple(map(self.outputs, values))
+
+    def array(self, values: Data) -> Array:
         """Return an array per problem, shape (B, ...), as the caller sees it."""
         return self.wrap(values if self.batched else values[0])
 
@@ -120,30 +133,43 @@ def measure(problem: Problem, f: np.ndarray, g: np.ndarray) -> Measures:
     """
     if problem.cost.by_columns:
         return measure(problem.oriented(), g, f)
-    result = Measures(*np.zeros((4, len(f))))
-    for k in range(len(f)):
-        r, c = np.empty(f.shape[1]), np.empty(g.shape[1])
-        result.cost[k] = problem.kernel("apply_plan")(
-            *problem.cost.single(k), f[k], g[k], problem.reg, None, None, r, c, problem.n_threads
-        )
-        for potential, sums, mass, rho in (
-            (f[k], r, problem.a[k], problem.rho[0]),
-            (g[k], c, problem.b[k], problem.rho[1]),
-        ):
+    r, c, cost = _sums(problem, f, g)
+    total = problem.reg * r.sum(axis=1)
+    value, dual_value, error = -total, -total, np.zeros(len(f))
+    for potential, sums, mass, rho in (
+        (f, r, problem.a, problem.rho[0]),
+        (g, c, problem.b, problem.rho[1]),
+    ):
+        p, s, w = potential, sums, mass
+        if not mass.all():
             there = mass > 0
-            p, s, w = potential[there], sums[there], mass[there]
-            target = w if rho == math.inf else w * np.exp(-p / rho)
-            result.value[k] += p @ s
-            result.marginal_error[k] += np.abs(s - target).sum()
-            if rho == math.inf:
-                result.dual_value[k] += p @ w
-            else:
-                result.value[k] += rho * kl_div(s, w).sum()
-                result.dual_value[k] -= rho * (w @ np.expm1(-p / rho))
-        total = problem.reg * r.sum()
-        result.value[k] -= total
-        result.dual_value[k] -= total
-    return result
+            p, s = np.where(there, p, 0.0), np.where(there, s, 0.0)
+        target = w if rho == math.inf else w * np.exp(-p / rho)
+        value += np.einsum("bi,bi->b", p, s)
+        error += np.abs(s - target).sum(axis=1)
+        if rho == math.inf:
+            dual_value += np.einsum("bi,bi->b", p, w)
+        else:
+            value += rho * kl_div(s, w).sum(axis=1)
+            dual_value -= rho * np.einsum("bi,bi->b", w, np.expm1(-p / rho))
+    return Measures(cost, value, dual_value, error)
+
+
+def _sums(problem: Problem, f: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return row sums, column sums and ``<P, C>`` of each plan."""
+    r, c, cost = np.empty_like(f), np.empty_like(g), np.empty(len(f))
+    if isinstance(on := problem.cost.array, DeviceArray) and len(f) > 1:
+        backends.resolve("transport.apply_plan", problem.backend, on=on)  # refuses other names
+        apply_plans = device.transport().apply_plans
+        on.space.run(apply_plans, *problem.cost.args, f, g, problem.reg, r, c, cost)
+        return r, c, cost
+    apply_plan = problem.kernel("apply_plan")
+    for k in range(len(f)):
+        cost[k] = apply_plan(
+            *(*problem.cost.single(k), f[k], g[k], problem.reg),
+            *(None, None, r[k], c[k], problem.n_threads),
+        )
+    return r, c, cost
 
 
 def build(
@@ -155,7 +181,7 @@ def build(
     unbalanced: Unbalanced,
     normalize: bool,
     batched: bool,
-    wrap: Callable[[np.ndarray], Array],
+    wrap: Callable[[Data], Array],
     backend: str | None,
     n_threads: int | None,
 ) -> Problem:
@@ -169,13 +195,15 @@ def build(
     B, n, m = cost.shape
     reg, rho = checks.positive(reg, "reg"), penalties(unbalanced)
     (a_, eps_a), (b_, eps_b) = _masses(a, "a", (B, n), batched), _masses(b, "b", (B, m), batched)
-    if normalize:
+    uniform = a is None and b is None
+    if normalize and not uniform:
         a_, b_ = (w / w.sum(axis=1, keepdims=True) for w in (a_, b_))
-    elif min(rho) == math.inf:
+    elif min(rho) == math.inf and not (uniform and n == m):
         b_ = equal_mass(a_, b_, max(eps_a, eps_b), ": normalize=True divides each by its sum")
-    backends.resolve("transport.sinkhorn", backend)  # a wrong name is refused before any work
+    # A wrong name is refused before any work.
+    backends.resolve("transport.sinkhorn", backend, on=cost.array)
     workers = threads.resolve(n_threads)
-    return Problem(cost, a_, b_, reg, rho, batched, wrap, backend, workers)
+    return Problem(cost, a_, b_, reg, rho, batched, wrap, backend, workers, uniform)
 
 
 def equal_mass(a: np.ndarray, b: np.ndarray, rounding: float, advice: str = "") -> np.ndarray:
@@ -204,7 +232,7 @@ def equal_mass(a: np.ndarray, b: np.ndarray, rounding: float, advice: str = "") 
 def masses(x: Array, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
     """Return masses as float64 in `shape`, (n,) or (B, n), and how well two such sums can agree.
 
-    Masses (n,) are those of all problems of a batch.
+    They come from any memory. Masses (n,) are those of all problems of a batch.
 
     Raises
     ------
@@ -213,7 +241,7 @@ def masses(x: Array, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, flo
     TypeError
         If they are not float32 or float64.
     """
-    w = arrays.to_numpy(x, name)
+    w = arrays.host(arrays.take(x, name))
     if w.shape != shape and w.shape != shape[-1:]:
         wanted = " or ".join(str(s) for s in dict.fromkeys((shape[-1:], shape)))
         raise ValueError(f"{name} must have shape {wanted}, got {w.shape}")

@@ -114,7 +114,7 @@ class _Run:
 
     def sinkhorn(self, f: np.ndarray, g: np.ndarray, count: int, tol: float) -> None:
         errors = np.full((1, count), np.nan)
-        backends.resolve("transport.sinkhorn", self.backend)(
+        backends.resolve("transport.sinkhorn", self.backend, on=self.cost.array)(
             *self.cost.args,
             self.a[None],
             self.b[None],
@@ -148,7 +148,7 @@ class _Run:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """Return `f`, `g`, their plan and what is maximized."""
         P = np.empty(self.cost.shape[1:], self.cost.dtype)
-        plan = backends.resolve("transport.plan", self.backend)
+        plan = backends.resolve("transport.plan", self.backend, on=self.cost.array)
         plan(*self.cost.single(), f, g, self.reg, P, self.n_threads)
         total = float(P.sum(dtype=np.float64))
         return f, g, P, float(f @ self.a + g @ self.b) - self.reg * total

@@ -163,11 +163,10 @@ class Sinkhorn:
     def iterate(self, state: State, reg: float, tol: float, count: int) -> None:
         """Make up to `count` plain iterations in place, and note them."""
         errors = self._run(state, reg, np.ones(len(state.f)), tol, count)
-        made = ~np.isnan(errors)
-        state.error = np.array(
-            [e[m][-1] if m.any() else math.inf for e, m in zip(errors, made, strict=True)]
-        )
-        self._note(state, reg, int(made.sum(axis=1).max()))
+        made = np.count_nonzero(~np.isnan(errors), axis=1)
+        last = errors[np.arange(len(errors)), made - 1]
+        state.error = np.where(made > 0, last, math.inf)
+        self.note(state, reg, int(made.max()))
 
     def exact(self, state: State, reg: float) -> None:
         """Make one plain iteration without its second half: rows are exact, the error is known."""
@@ -207,8 +206,8 @@ class Sinkhorn:
                 active[k] = not made[-1] <= tol and not stalled
                 if state.error[k] < best.error[k]:
                     put(best, k, state)
-            self._note(state, reg, int((~np.isnan(errors)).sum(axis=1).max()))
-            self._translate(state, reg)
+            self.note(state, reg, int((~np.isnan(errors)).sum(axis=1).max()))
+            self.translate(state, reg)
         if not (state.error <= tol).all() and self.recorder.left >= 0:
             for k in np.flatnonzero(~(state.error <= best.error)).tolist():
                 put(state, k, best)
@@ -223,7 +222,7 @@ class Sinkhorn:
         exponent = (np.abs(state.f[k]).max() + np.abs(state.g[k]).max()) / reg + 1
         return 16 * float(np.finfo(self.cost.dtype).eps * exponent * self.a[k].sum())
 
-    def _translate(self, state: State, reg: float) -> None:
+    def translate(self, state: State, reg: float) -> None:
         """Give f + c, g - c the best c, which unbalanced iterations find slowly where rho is large.
 
         The plan does not change. See Sejourne, Vialard, Peyre, "Faster unbalanced optimal
@@ -240,7 +239,7 @@ class Sinkhorn:
 
     def objective(self, state: State) -> float:
         """Return the sum of the linear part of the dual objectives."""
-        return float((state.f * self.a).sum() + (state.g * self.b).sum())
+        return float(np.vdot(state.f, self.a) + np.vdot(state.g, self.b))
 
     def _run(
         self, state: State, reg: float, omega: np.ndarray, tol: float, count: int
@@ -250,13 +249,14 @@ class Sinkhorn:
         Problems whose omega is 0 are left alone.
         """
         errors = np.full((len(omega), count), math.nan)
-        kernel = backends.resolve("transport.sinkhorn", self.backend)
+        kernel = backends.resolve("transport.sinkhorn", self.backend, on=self.cost.array)
         fixed = (*self.cost.args, self.a, self.b, reg, self.theta_a, self.theta_b)
         kernel(*fixed, omega, tol, count, state.f, state.g, errors, self.n_threads)
         state.iterations += np.count_nonzero(~np.isnan(errors), axis=1)
         return errors
 
-    def _note(self, state: State, reg: float, made: int) -> None:
+    def note(self, state: State, reg: float, made: int) -> None:
+        """Record a run of at most `made` iterations."""
         worst, entries = float(state.error.max()), math.prod(self.cost.shape)
         self.recorder.add("sinkhorn", reg, made, worst, self.objective(state), entries)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quadric import arrays, checks
-from quadric.arrays import Array
+from quadric.arrays import Array, Data
 from quadric.transport import plans, rounding, sparse
 from quadric.transport.problem import Problem
 from quadric.transport.solved import Solved, each
@@ -69,6 +69,7 @@ class TransportResult:
     method: str
     reg: float
     problem: Problem = field(repr=False)
+    _own: tuple[Data, Data] | None = field(default=None, repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,12 +90,7 @@ class TransportResult:
         array([[0.365529, 0.134471],
                [0.134471, 0.365529]])
         """
-        B, n, m = self.problem.cost.shape
-        turned = self.problem.cost.by_columns
-        out = np.empty((B, m, n) if turned else (B, n, m), self.problem.cost.dtype)
-        for s, plan in zip(self._solved(), out, strict=True):
-            plans.write(s.transposed() if turned else s, plan)
-        return self.problem.array(out.transpose(0, 2, 1) if turned else out)
+        return self.problem.array(plans.whole(self.problem, *self.potentials()))
 
     def sparse_plan(self, k: int | None = None, *, drop: float = 1e-9) -> Any:
         """Return the entries of the plan that matter, without forming the others.
@@ -110,8 +106,8 @@ class TransportResult:
         Returns
         -------
         SparsePlan
-            Its `matrix` is a ``scipy.sparse.csr_array``, its `dropped` the mass left out. A batch
-            has a tuple of them.
+            Its `matrix` is a ``scipy.sparse.csr_array``, in CPU memory in any case, its `dropped`
+            the mass left out. A batch has a tuple of them.
 
         Raises
         ------
@@ -162,9 +158,9 @@ class TransportResult:
         """
         if not self.problem.balanced:
             raise ValueError("rounded_plan needs a balanced problem: this one has no exact masses")
-        found = arrays.to_numpy(self.plan(), "plan").reshape(self.problem.cost.shape)
+        found = plans.whole(self.problem, *self.potentials())
         for plan, a, b in zip(found, self.problem.a, self.problem.b, strict=True):
-            plan[...] = rounding.rounded(plan, a, b)
+            arrays.assign(plan, rounding.rounded(plan, a, b))
         return self.problem.array(found)
 
     def barycentric(self, values: Array) -> Array:
@@ -173,8 +169,8 @@ class TransportResult:
         Parameters
         ----------
         values : array, shape (m, k) or (m,)
-            What belongs to each column, such as the points y; float32 or float64. For a batch also
-            (B, m, k).
+            What belongs to each column, such as the points y; float32 or float64, where the cost
+            is. For a batch also (B, m, k).
 
         Returns
         -------
@@ -198,8 +194,9 @@ class TransportResult:
         >>> bool(np.abs(result.barycentric(x + 3) - (x + 3)).max() < 0.02)
         True
         """
-        V = arrays.to_numpy(values, "values")
+        V = arrays.take(values, "values")
         checks.floating(V, "values")
+        arrays.together(V, self.problem.cost.array, "values", "the cost")
         B, n, m = self.problem.cost.shape
         own = self.problem.batched and V.ndim == 3
         if V.ndim not in (1, 2, 3) or (V.ndim == 3) != own or V.shape[own:][:1] != (m,):
@@ -207,14 +204,18 @@ class TransportResult:
             raise ValueError(f"values must have shape ({m},) or ({m}, k){batch}, got {V.shape}")
         if own and len(V) != B:
             raise ValueError(f"values must have {B} problems, got {len(V)}")
+        one, V = V.ndim == 1, arrays.contiguous(V)
         checks.finite(V, "values")
-        out = np.full((B, n, V.shape[-1] if V.ndim > 1 else 1), np.nan, V.dtype)
+        V = V.reshape(V.shape if own else (m, -1)) if V.size else V
+        out = arrays.empty(V, (B, n, V.shape[-1]), V.dtype)
         for k, s in enumerate(self._solved()):
-            v = (V[k] if own else V)[s.columns].astype(np.float64).reshape(len(s.columns), -1)
-            rows, product = plans.apply(s, np.ascontiguousarray(v))
-            with np.errstate(divide="ignore", invalid="ignore"):
-                out[k, s.rows] = product / rows[:, None]
-        if V.ndim == 1:
+            v = V[k] if own else V
+            if len(s.columns) < m:
+                v = arrays.cut(v, s.columns, np.arange(v.shape[1]))
+            rows, product = plans.apply(s, v.astype(np.float64))
+            arrays.divide(product, rows[:, None])
+            arrays.assign(out[k], arrays.placed(product, s.rows, n, np.nan))
+        if one:
             out = out[:, :, 0]
         return arrays.like(values)(out if self.problem.batched else out[0])
 
@@ -318,6 +319,8 @@ class TransportResult:
 
     def potentials(self) -> tuple[np.ndarray, np.ndarray]:
         """Return f and g as NumPy arrays, shape (B, n) and (B, m), with B = 1 for one problem."""
+        if self._own is not None:  # with all digits, which arrays of JAX may lack
+            return arrays.host(self._own[0]), arrays.host(self._own[1])
         B, n, m = self.problem.cost.shape
         f, g = arrays.to_numpy(self.f, "f"), arrays.to_numpy(self.g, "g")
         return f.reshape(B, n), g.reshape(B, m)
@@ -336,12 +339,13 @@ class TransportResult:
         one = self.problem.item(k)
         of_each: tuple[Array, ...] = (self.cost, self.value, self.dual_value, self.marginal_error)
         cost, value, dual_value, error, iterations, converged = (
-            arrays.to_numpy(v, "values")[k].item()
+            arrays.host(arrays.take(v, "values"))[k].item()
             for v in (*of_each, self.iterations, self.converged)
         )
+        f, g = f[k : k + 1], g[k : k + 1]
         return TransportResult(
-            one.array(f[k : k + 1]),
-            one.array(g[k : k + 1]),
+            one.array(f),
+            one.array(g),
             cost,
             value,
             dual_value,
@@ -352,12 +356,13 @@ class TransportResult:
             self.method,
             self.reg,
             one,
+            None if self._own is None else (f, g),
         )
 
     def __repr__(self) -> str:
         size = " x ".join(str(s) for s in self.shape)
         if self.problem.batched:
-            converged = int(arrays.to_numpy(self.converged, "converged").sum())
+            converged = int(arrays.host(arrays.take(self.converged, "converged")).sum())
             parts = [size, f"reg={self.reg:g}", f"method={self.method!r}"]
             parts.append(f"converged={converged} of {self.shape[0]}")
         else:

@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.sparse import csc_array, csr_array
 
-from quadric import arrays, backends, checks, threads
-from quadric.arrays import Array
+from quadric import arrays, backends, checks, device, threads
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 from quadric.errors import ConvergenceWarning
-from quadric.transport.capped import Capped, run
+from quadric.transport.capped import Capped, Outcome, run
 from quadric.transport.laplacian import pull_back
 from quadric.transport.problem import TOL
 from quadric.transport.sparsity_constrained import METHODS, explain, start_from
+
+EXPERTS = 1024
+"""Most experts that the solver on a GPU takes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +43,7 @@ class Routing:
     converged : bool
         Whether `marginal_error` is at most the tolerance.
     iterations : int
-        Steps of L-BFGS-B and of Newton's method, added.
+        Steps of L-BFGS-B and of Newton's method, added; passes over scores on a GPU.
     reason : str
         Why it ended; see :class:`SparsityConstrainedResult`.
     reg : float
@@ -58,7 +62,7 @@ class Routing:
     reason: str
     reg: float
     _matrix: csc_array = field(repr=False)
-    _like: Callable[[np.ndarray], Array] = field(repr=False)
+    _like: Callable[[Data], Array] = field(repr=False)
 
     def gates(self) -> Array:
         """Return the weights as a matrix, shape (tokens, experts), mostly zeros."""
@@ -127,20 +131,21 @@ class Routing:
         and is divided by `reg`. That is exact almost everywhere, as in
         :meth:`SparsityConstrainedResult.vjp`.
         """
-        G = checks.matrix(gates, "gates")
+        G = checks.matrix(gates, "gates", gpu=True)
         if G.shape != self._matrix.shape:
             raise ValueError(f"gates must have shape {self._matrix.shape}, got {G.shape}")
         checks.finite(G, "gates")
         checks.choice(potentials, "potentials", ("solved", "fixed"))
-        free = arrays.to_numpy(self.tight, "tight") & (potentials == "solved")
-        found = pull_back(self._matrix, G.astype(np.float64), self.reg, free)
+        tight = arrays.host(arrays.take(self.tight, "tight"))
+        free = tight & (potentials == "solved")
+        found = pull_back(self._matrix, arrays.host(G).astype(np.float64), self.reg, free)
         return arrays.like(gates)(-found)
 
     def __repr__(self) -> str:
         T, E = self._matrix.shape
         return (
             f"Routing({T} tokens, {E} experts, capacity={self.tokens.shape[1]}, "
-            f"dropped={int(self.dropped.sum())}, marginal_error={self.marginal_error:.3g}, "
+            f"dropped={_count(self.dropped)}, marginal_error={self.marginal_error:.3g}, "
             f"{self.reason} after {self.iterations} iterations)"
         )
 
@@ -183,7 +188,8 @@ def route(
         Tokens that take part, or pairs that are allowed. A token without an allowed pair does not
         take part.
     method, max_iter, repair, backend, n_threads : optional
-        As in :func:`sparsity_constrained`.
+        As in :func:`sparsity_constrained`. Scores on a GPU are routed there by another method (see
+        Notes); this one follows where that has not converged, unless `repair` is False.
     tol : float, optional
         Marginal error per token to reach; 1e-9, or 1e-5 if the scores are float32.
     warm_start : Routing or array of float64, shape (tokens,), optional
@@ -217,6 +223,12 @@ def route(
     be dropped. Experts choose among all tokens of the call: what a token gets depends on the
     others.
 
+    Scores on a GPU stay there. With one price per expert as the unknowns, Newton's method solves
+    the problem without capacities in a few passes; where an expert has too many tokens, it does so
+    for smaller and smaller `reg`, until they fit, and then solves with the given one on the places
+    found and some others. Where capacities do not matter, the gates are those of the CPU;
+    elsewhere both are good choices of places, but not the same. `warm_start` is of no use there.
+
     References
     ----------
     .. [1] T. Liu, J. Puigcerver, M. Blondel. Sparsity-constrained optimal transport. ICLR 2023.
@@ -234,7 +246,7 @@ def route(
     >>> bool(np.allclose(gates.sum(axis=0), 16) and np.allclose(gates.sum(axis=1), 1))
     True
     """
-    S = checks.matrix(scores, "scores")
+    S = checks.matrix(scores, "scores", gpu=True)
     if 0 in S.shape:
         raise ValueError(f"scores must have at least one entry, got shape {S.shape}")
     checks.finite(S, "scores")
@@ -250,16 +262,19 @@ def route(
     checks.integer(max_iter, "max_iter", low=1)
     checks.choice(repair, "repair", (True, False))
     checks.choice(warn, "warn", (True, False))
-    backends.resolve("transport.capped_columns", backend)
-    cost = np.negative(S, out=np.empty(S.shape, S.dtype, "F"))
-    if allowed is not None:
-        cost[~allowed] = np.inf
+    backends.resolve("transport.capped_columns", backend, on=S)
     total = active.sum()
     partial = bool(loads.sum() < total * (1 - 1e-12))
     workers = threads.resolve(n_threads)
-    problem = Capped(cost, active, loads, capacity, reg, method, partial, backend, workers)
     start = start_from(warm_start, T)
-    found = run(problem, start, tol=limit * total, max_iter=max_iter, repair=repair)
+    found = None
+    if isinstance(S, DeviceArray) and E <= EXPERTS:
+        found = _solve_there(S, mask, loads, min(capacity, T), reg, limit, max_iter, partial)
+    if found is None or (repair and found.error > limit * total):
+        cost = _negative(S, allowed)
+        problem = Capped(cost, active, loads, capacity, reg, method, partial, backend, workers)
+        other = run(problem, start, tol=limit * total, max_iter=max_iter, repair=repair)
+        found = other if found is None or other.error < found.error else found
     error = found.error / total
     converged = error <= limit
     if warn and not converged:
@@ -290,8 +305,83 @@ def route(
     )
 
 
+def gates_there(
+    scores: DeviceArray,
+    mask: DeviceArray | None,
+    *,
+    capacity: int,
+    capacity_factor: float,
+    reg: float,
+    tol: float,
+    max_iter: int,
+) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
+    """Return gates, `tight` and the error on the GPU that the scores are on; nothing waits.
+
+    Parameters
+    ----------
+    scores : DeviceArray, shape (tokens, experts)
+        At most :data:`EXPERTS` experts. If one is not finite, all gates are NaN.
+    mask : DeviceArray of bool, shape (tokens,) or (tokens, experts), or None
+    capacity : int
+        Or 0: ``ceil(capacity_factor * tokens / experts)`` with the tokens that take part.
+    capacity_factor : float
+    reg, tol : float
+    max_iter : int
+    """
+    space, T = scores.space, scores.shape[0]
+    gates, tight = space.empty(scores.shape, scores.dtype), space.empty(T, np.bool_)
+    error, passes = space.empty(1, np.float64), space.empty(1, np.int64)
+    options = capacity, capacity_factor, reg, tol, max_iter
+    outputs = gates, tight, None, error, passes
+    space.run(device.transport().route, scores, mask, None, *options, *outputs)
+    return gates, tight, error
+
+
+def _solve_there(
+    S: DeviceArray,
+    mask: Array | None,
+    loads: np.ndarray,
+    capacity: int,
+    reg: float,
+    tol: float,
+    max_iter: int,
+    partial: bool,
+) -> Outcome:
+    """Solve on the GPU that the scores are on, and bring the gates to the host."""
+    T, E = S.shape
+    taking = None if mask is None else arrays.host(arrays.take(mask, "mask"))
+    gates = S.space.empty(S.shape, S.dtype)
+    tight, f, error, passes = np.empty(T, bool), np.empty(T), np.empty(1), np.empty(1, np.int64)
+    options = capacity, 1.0, reg, tol, max_iter
+    outputs = gates, tight, f, error, passes
+    S.space.run(device.transport().route, S, taking, loads, *options, *outputs)
+    matrix = csc_array(gates.host().astype(np.float64))
+    total = float(np.isfinite(f).sum())
+    reason = "converged" if error[0] <= tol else "max_iter"
+    unknown = np.full(E, np.nan)
+    return Outcome(
+        f, unknown, matrix, tight, np.nan, np.nan, np.nan,
+        float(error[0]) * total, int(passes[0]), reason,
+    )  # fmt: skip
+
+
+def _negative(S: Data, allowed: np.ndarray | None) -> Data:
+    """Return the costs, column by column; Inf where a pair is not allowed."""
+    if isinstance(S, DeviceArray) and allowed is None:
+        return arrays.scaled(S.T, -1.0).T
+    s = arrays.host(S)
+    cost = np.negative(s, out=np.empty(s.shape, s.dtype, "F"))
+    if allowed is not None:
+        cost[~allowed] = np.inf
+    return arrays.beside(cost.T, S).T
+
+
+def _count(flags: Array) -> int:
+    return int(np.count_nonzero(arrays.host(arrays.take(flags, "dropped"))))
+
+
 def _allowed(mask: Array, shape: tuple[int, ...]) -> np.ndarray:
-    a = arrays.to_numpy(mask, "mask")
+    a = arrays.host(arrays.take(mask, "mask"))
     if a.dtype != np.bool_:
         raise TypeError(f"mask must be bool, got {a.dtype}")
     if a.shape not in (shape[:1], shape):
@@ -303,7 +393,7 @@ def _allowed(mask: Array, shape: tuple[int, ...]) -> np.ndarray:
 
 def _loads(
     given: Array | None,
-    scores: np.ndarray,
+    scores: Data,
     active: np.ndarray,
     allowed: np.ndarray | None,
     capacity: int,
@@ -315,10 +405,10 @@ def _loads(
         if total <= capacity * experts < total + experts - 1:
             # Too few places for tokens that are shared: whole ones, more for who scores higher.
             loads = np.floor(loads)
-            order = np.argsort(-(active @ scores), kind="stable")
+            order = np.argsort(-(active @ arrays.host(scores)), kind="stable")
             loads[order[: int(total - loads.sum())]] += 1
     else:
-        w = arrays.to_numpy(given, "tokens_per_expert")
+        w = arrays.host(arrays.take(given, "tokens_per_expert"))
         if w.shape != (experts,):
             raise ValueError(f"tokens_per_expert must have shape ({experts},), got {w.shape}")
         checks.floating(w, "tokens_per_expert")

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from quadric import arrays, checks
-from quadric.arrays import Array
+from quadric.arrays import Array, Data
+from quadric.device import DeviceArray
 from quadric.errors import ConvergenceWarning
 from quadric.progress import bar
 from quadric.transport.problem import TOL, Measures, Problem, measure
@@ -35,8 +36,8 @@ class _Options:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    f: np.ndarray
-    g: np.ndarray
+    f: Data  # NumPy arrays, or on the GPU that the cost is on
+    g: Data
     measures: Measures
     iterations: np.ndarray
     history: np.ndarray
@@ -79,6 +80,9 @@ def run(
                 int(found.iterations.max()), float(found.measures.marginal_error.max()), tols.min()
             )
     measures = found.measures
+    cost, value, dual_value, error = problem.all_outputs(
+        measures.cost, measures.value, measures.dual_value, measures.marginal_error
+    )
     converged = measures.marginal_error <= tols
     if warn and not converged.all():
         text = _message(problem, measures.marginal_error, found.iterations, tols)
@@ -86,16 +90,17 @@ def run(
     return TransportResult(
         problem.array(found.f),
         problem.array(found.g),
-        problem.outputs(measures.cost),
-        problem.outputs(measures.value),
-        problem.outputs(measures.dual_value),
-        problem.outputs(measures.marginal_error),
+        cost,
+        value,
+        dual_value,
+        error,
         problem.outputs(found.iterations),
         problem.outputs(converged),
         found.history,
         found.method,
         problem.reg,
         problem,
+        (found.f, found.g) if isinstance(problem.cost.array, DeviceArray) else None,
     )
 
 
@@ -104,16 +109,19 @@ def _solve(problem: Problem, start: Pair | None, options: _Options) -> _Found:
     if problem.cost.by_columns:
         found = _solve(problem.oriented(), start and start[::-1], options)
         return replace(found, f=found.g, g=found.f)
+    pieces = list(_parts(problem, options.tol))
+    if len(pieces) == 1 and pieces[0][1].all() and pieces[0][2].all():
+        return _until(problem, start, options)
     f, g = np.full(problem.a.shape, -math.inf), np.full(problem.b.shape, -math.inf)
     measures, iterations = Measures(*np.zeros((4, len(f)))), np.zeros(len(f), np.int64)
     parts = []
-    for which, rows, columns in _parts(problem, options.tol):
+    for which, rows, columns in pieces:
         part = _until(
             _strip(problem, which, rows, columns),
             start and (start[0][which][:, rows], start[1][which][:, columns]),
             replace(options, tol=options.tol[which]),
         )
-        f[np.ix_(which, rows)], g[np.ix_(which, columns)] = part.f, part.g
+        f[np.ix_(which, rows)], g[np.ix_(which, columns)] = map(arrays.host, (part.f, part.g))
         measures.put(which, part.measures)
         iterations[which] = part.iterations
         parts.append(part)
@@ -129,6 +137,10 @@ def _parts(
 
     That is the same for all of them, and so is about the tolerance.
     """
+    if problem.uniform and tol.max() <= 2 * tol.min():
+        _, n, m = problem.cost.shape
+        yield np.arange(len(tol)), np.ones(n, bool), np.ones(m, bool)
+        return
     rows, columns = problem.a > 0, problem.b > 0
     alike = (rows == rows[0]).all() and (columns == columns[0]).all()
     if alike and tol.max() <= 2 * tol.min():
@@ -156,12 +168,28 @@ def _until(problem: Problem, start: Pair | None, options: _Options) -> _Found:
 
     The solver sees the error of the kernel that iterates, which may round otherwise.
     """
-    from quadric.transport.optimize import optimize
+    from quadric.transport import small
+    from quadric.transport.optimize import PATIENCE, optimize
 
     theta_a, theta_b = (1.0 if r == math.inf else r / (r + problem.reg) for r in problem.rho)
     iterations = np.zeros(len(problem.a), np.int64)
     left, histories = options.max_iter, []
     least = float(options.tol.min())
+    if start is None and options.method in ("auto", "sinkhorn") and small.suits(problem):
+        most = PATIENCE if options.method == "auto" else None
+        whole = small.whole(
+            problem, least, options.omega, left, most=most, progress=options.progress
+        )
+        iterations += whole.iterations
+        histories.append(whole.history)
+        if left is not None:
+            left -= int(iterations.max())
+        reached = (whole.measures.marginal_error <= options.tol).all()
+        if reached or (left is not None and left <= 0):
+            return _Found(whole.f, whole.g, whole.measures, iterations, whole.history, "sinkhorn")
+        f, g = whole.f.host(), whole.g.host()
+        if np.isfinite(f).all() and np.isfinite(g).all():
+            start = f, g
     for tol in (least, least / 2, least / 8):
         outcome = optimize(
             problem.cost,
@@ -223,7 +251,7 @@ def _start(problem: Problem, warm_start: Any) -> Pair:
 
 
 def _potential(p: Array, name: str, there: np.ndarray, batched: bool) -> np.ndarray:
-    given, shape = arrays.to_numpy(p, name), there.shape
+    given, shape = arrays.host(arrays.take(p, name)), there.shape
     fitting = (shape[1:], shape) if batched else (shape[1:],)
     if given.shape not in fitting:
         wanted = " or ".join(str(s) for s in fitting)
@@ -246,7 +274,7 @@ def _message(problem: Problem, error: np.ndarray, iterations: np.ndarray, tol: n
     advice = "raise max_iter, tol or reg"
     if problem.cost.dtype == np.float32 and tol[k] < TOL[problem.cost.dtype] * problem.mass[k]:
         advice += ", or give float64, which reaches smaller errors"
-    if problem.cost.M is not None and problem.balanced and np.isposinf(problem.cost.M).any():
+    if problem.cost.M is not None and problem.balanced and not problem.cost.all_finite():
         advice += "; the pairs that are not forbidden may not be able to carry all mass"
     return (
         f"{who} has not converged: after {iterations[k]} iterations the marginal error is"

@@ -1,6 +1,6 @@
 """Entropic optimal transport for a cost that is stored as a matrix."""
 
-import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from quadric.transport.cost import Cost
 from quadric.transport.problem import Problem, Unbalanced
 from quadric.transport.results import TransportResult
 from quadric.transport.run import Method, Omega, WarmStart, run
+
+_PIECE = 2**22  # entries of a cost that are looked at together
 
 
 def solve(
@@ -36,10 +38,11 @@ def solve(
     ----------
     a, b : array, shape (n,) and (m,), or None
         Masses of rows and columns, float32 or float64; none negative, of the same sum. None is
-        uniform with sum 1. Masses of 0 are allowed.
+        uniform with sum 1. Masses of 0 are allowed. They may be in another memory than M.
     M : array, shape (n, m) or (B, n, m)
         Cost of moving a unit of mass, float32 or float64, of any layout. Inf forbids a pair. A
-        batch has masses (B, n) and (B, m), or the same for all problems.
+        batch has masses (B, n) and (B, m), or the same for all problems. A cost on a GPU stays
+        there, and the result's arrays are there too.
     reg : float
         Regularization above 0, in units of the cost.
     method : {"auto", "sinkhorn", "newton", "published"}, optional
@@ -158,7 +161,7 @@ def prepare(
     n_threads: int | None = None,
 ) -> Problem:
     """Return the problem after all checks; arguments and errors are those of :func:`solve`."""
-    given = arrays.to_numpy(M, "M")
+    given = arrays.take(M, "M")
     if given.ndim not in (2, 3) or 0 in given.shape:
         raise ValueError(
             f"M must have shape (n, m) or (B, n, m) with at least one entry, got {given.shape}"
@@ -184,23 +187,37 @@ def check_entries(problem: Problem) -> None:
     """Refuse NaN, -Inf, and masses that no pair can carry."""
     M = problem.cost.M
     assert M is not None
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(M.sum()):  # one pass without a temporary, and the rule
-            return
-    if not M.min() > -math.inf:
-        where = np.unravel_index(np.argmax(np.isnan(M) | np.isneginf(M)), M.shape)
-        index = tuple(int(i) for i in where)[not problem.batched :]
-        raise ValueError(f"M must hold numbers or Inf (forbidden), got {M[where]} at index {index}")
-    allowed = ~np.isposinf(M)
-    for side, own, other, there in (
-        ("row", problem.a, problem.b, allowed),
-        ("column", problem.b, problem.a, allowed.transpose(0, 2, 1)),
-    ):
-        stuck = (own > 0) & ~(there & (other > 0)[:, None, :]).any(axis=2)
+    if problem.cost.all_finite():
+        return
+    B, n, m = M.shape
+    of_row, of_column = np.zeros((B, n), bool), np.zeros((B, m), bool)  # some pair carries it
+    for part, rows in _parts(B, n, m):
+        block = arrays.host(M[part, rows])
+        wrong = np.isnan(block) | np.isneginf(block)
+        if wrong.any():
+            where = np.unravel_index(np.argmax(wrong), wrong.shape)
+            k, i, j = (int(i) for i in where)
+            index = (part.start + k, rows.start + i, j)[not problem.batched :]
+            raise ValueError(
+                f"M must hold numbers or Inf (forbidden), got {block[where]} at index {index}"
+            )
+        allowed = ~np.isposinf(block)
+        of_row[part, rows] = (allowed & (problem.b[part, None] > 0)).any(axis=2)
+        of_column[part] |= (allowed & (problem.a[part, rows, None] > 0)).any(axis=1)
+    for side, mass, carried in (("row", problem.a, of_row), ("column", problem.b, of_column)):
+        stuck = (mass > 0) & ~carried
         if stuck.any():
             k, i = (int(v) for v in np.argwhere(stuck)[0])
             where_ = f" of problem {k}" if problem.batched else ""
             raise ValueError(
                 f"M must allow every mass to go somewhere, but {side} {i}{where_} has mass"
-                f" {own[k, i]:.6g} and only forbidden pairs: the problem is infeasible"
+                f" {mass[k, i]:.6g} and only forbidden pairs: the problem is infeasible"
             )
+
+
+def _parts(B: int, n: int, m: int) -> Iterator[tuple[slice, slice]]:
+    """Cut B problems into pieces that are looked at together, whole problems or some rows."""
+    problems, rows = max(_PIECE // (n * m), 1), max(_PIECE // m, 1)
+    for k in range(0, B, problems):
+        for i in range(0, n, rows):
+            yield slice(k, min(k + problems, B)), slice(i, min(i + rows, n))

@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from quadric import arrays, checks
-from quadric.arrays import Array
+from quadric.arrays import Array, Data
 from quadric.transport import problem as problems
 from quadric.transport.cost import KINDS, Cost
 from quadric.transport.problem import Problem, Unbalanced
@@ -39,7 +39,8 @@ def solve_points(
     Parameters
     ----------
     x, y : array, shape (n, d) and (m, d), or (B, n, d) and (B, m, d)
-        Points, float32 or float64, both of the same dtype.
+        Points, float32 or float64, both of the same dtype and in the same memory. Those on a GPU
+        stay there, and the result's arrays are there too.
     reg : float
         Regularization above 0, in units of the cost.
     a, b : array, shape (n,) and (m,), or None
@@ -123,6 +124,7 @@ def points_problem(
     checks.choice(cost, "cost", tuple(KINDS))
     x_, y_ = _points(x, "x"), _points(y, "y")
     checks.same_type(y_, "y", x_.dtype, "x")
+    arrays.together(y_, x_, "y", "x")
     if y_.ndim != x_.ndim or y_.shape[-1] != x_.shape[-1] or y_.shape[:-2] != x_.shape[:-2]:
         wanted = ", ".join(str(s) for s in (*x_.shape[:-2], "m", x_.shape[-1]))
         raise ValueError(f"y must have shape ({wanted}) to go with x, got {y_.shape}")
@@ -142,26 +144,25 @@ def points_problem(
     )
 
 
-def _points(x: Array, name: str) -> np.ndarray:
-    points = arrays.to_numpy(x, name)
+def _points(x: Array, name: str) -> Data:
+    points = arrays.take(x, name)
     if points.ndim not in (2, 3) or 0 in points.shape:
         raise ValueError(
             f"{name} must have shape (n, d) or (B, n, d) with at least one point and dimension,"
             f" got {points.shape}"
         )
     checks.floating(points, name)
+    points = arrays.contiguous(points)
     checks.finite(points, name)
     return points
 
 
 def _check_range(cost: Cost, name: str) -> None:
     """Refuse points so far from each other that a cost might overflow."""
-    assert cost.x is not None
-    assert cost.y is not None
     with np.errstate(over="ignore"):
-        largest = float(np.abs(cost.x).max()) + float(np.abs(cost.y).max())
-        bound = cost.x.shape[2] * (largest if name == "cityblock" else largest * largest)
-    if not bound < np.finfo(cost.dtype).max:
+        largest, d = cost.largest(), cost.array.shape[2]
+        bound = d * (largest if name == "cityblock" else largest * largest)
+    if not bound < float(np.finfo(cost.dtype).max):
         raise ValueError(
             f"x and y must be less far apart: their {name} cost overflows {cost.dtype}"
         )

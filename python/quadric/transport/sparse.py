@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
+from quadric import arrays
 from quadric.transport import plans
 from quadric.transport.solved import Solved
 
@@ -55,7 +56,7 @@ def by_mass(s: Solved, shape: tuple[int, int], drop: float) -> SparsePlan:
             f"drop must be larger for a plan that is not sparse, got {drop:g}: more than {_LIMIT}"
             " entries would be kept; k keeps that many per row"
         )
-    indptr, columns, costs = found
+    indptr, columns, costs = map(arrays.host, found)
     rows = np.repeat(np.arange(n), np.diff(indptr))
     values = np.exp((s.f[rows] + s.g[columns] - costs) / problem.reg)
     # The bound counts where the difference is only the rounding of float32.
@@ -77,7 +78,7 @@ def by_count(s: Solved, shape: tuple[int, int], k: int) -> SparsePlan:
     values, columns = [], []
     dropped = 0.0
     for start in range(0, n, step):
-        P = plans.some_rows(s, start, min(start + step, n))
+        P = arrays.host(plans.some_rows(s, start, min(start + step, n)))
         chosen = np.sort(np.argpartition(P, m - k, axis=1)[:, m - k :], axis=1)
         values.append(np.take_along_axis(P, chosen, axis=1).ravel())
         columns.append(chosen.ravel())

@@ -125,12 +125,13 @@ class SparsityConstrainedResult:
         >>> bool(np.abs(D.sum(axis=0)).max() < 1e-12 and np.abs(D.sum(axis=1)).max() < 1e-12)
         True
         """
-        G = checks.matrix(plan, "plan")
+        G = checks.matrix(plan, "plan", gpu=True)
         if G.shape != self._matrix.shape:
             raise ValueError(f"plan must have shape {self._matrix.shape}, got {G.shape}")
         checks.finite(G, "plan")
         free = np.ones(G.shape[0], bool)
-        return arrays.like(plan)(pull_back(self._matrix, G.astype(np.float64), self.reg, free))
+        cotangent = arrays.host(G).astype(np.float64)
+        return arrays.like(plan)(pull_back(self._matrix, cotangent, self.reg, free))
 
     def __repr__(self) -> str:
         n, m = self._matrix.shape
@@ -240,7 +241,8 @@ def sparsity_constrained(
     ``(value - dual_value) / |value|`` is then a proven bound of what the choice costs.
 
     L-BFGS-B does the first steps, a semismooth Newton method the last ones: it solves with the
-    Laplacian of the graph whose edges are the entries of the plan.
+    Laplacian of the graph whose edges are the entries of the plan. Where M is on a GPU, what looks
+    at all its entries is done there, and these steps on the host.
 
     References
     ----------
@@ -263,12 +265,12 @@ def sparsity_constrained(
     >>> bool(result.dual_value <= result.value <= 1.05 * result.dual_value)
     True
     """
-    given = arrays.to_numpy(M, "M")
+    given = arrays.take(M, "M")
     if given.ndim != 2 or 0 in given.shape:
         raise ValueError(f"M must have shape (n, m) with at least one entry, got {given.shape}")
     checks.floating(given, "M")
     k = checks.integer(k, "k", low=1)
-    backends.resolve("transport.capped_columns", backend)
+    backends.resolve("transport.capped_columns", backend, on=given)
     problem = problems.build(
         Cost.stored(given),
         a,
@@ -325,7 +327,7 @@ def start_from(warm_start: Any, n: int) -> np.ndarray:
     """Return the potential f that a ``warm_start=`` argument stands for, finite."""
     if warm_start is None:
         return np.zeros(n)
-    f = arrays.to_numpy(getattr(warm_start, "f", warm_start), "warm_start")
+    f = arrays.host(arrays.take(getattr(warm_start, "f", warm_start), "warm_start"))
     if f.shape != (n,):
         raise ValueError(f"warm_start must have shape ({n},), got {f.shape}")
     checks.floating(f, "warm_start")

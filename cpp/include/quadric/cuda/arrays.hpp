@@ -69,6 +69,27 @@ template <class T>
 QUADRIC_API void add_to_columns(const Execution& exec, MatrixView<const T> from, const std::int64_t* index,
                                 double scale, MatrixView<T> to);
 
+// out_k = a[index_k].
+template <class T>
+QUADRIC_API void take_entries(const Execution& exec, const T* a, const std::int64_t* index, std::int64_t count, T* out);
+
+// out_ij = a[rows_i, columns_j].
+template <class T>
+QUADRIC_API void select(const Execution& exec, MatrixView<const T> a, const std::int64_t* rows,
+                        const std::int64_t* columns, MatrixView<T> out);
+
+// out_ij = a_ij - row_j, in double and then rounded. out may be a.
+template <class T>
+QUADRIC_API void subtract_row(const Execution& exec, MatrixView<const T> a, const double* row, MatrixView<T> out);
+
+// *out = max |a_k|, NaN if there is one, 0 of nothing.
+template <class T>
+QUADRIC_API void largest(const Execution& exec, const T* a, std::int64_t size, double* out);
+
+// out_j = sum_i a_ij in double.
+template <class T>
+QUADRIC_API void column_sums(const Execution& exec, MatrixView<const T> a, double* out);
+
 // X_ij *= weights[i].
 template <class T>
 QUADRIC_API void scale_rows(const Execution& exec, const T* weights, MatrixView<T> X);

@@ -51,6 +51,18 @@ QUADRIC_API void symmetry_defect_batch(const Execution& exec, std::int64_t count
                                        const T* H,    // count x n x n
                                        double* out);  // count
 
+// What the factorizations of `count` Hessians begin with: their diagonals, which inputs are dead (zero there), the
+// order of the sweep (natural, or by falling diagonal) and the diagonal in that order with `damping` times its mean
+// over the live inputs added, 1 for dead ones. index_j = group[the place of column j], where they are given.
+template <class T>
+QUADRIC_API void arrange(const Execution& exec, std::int64_t count, std::int64_t n,
+                         const T* H,  // count x n x n
+                         double damping, bool activation,
+                         const std::int32_t* group,  // n, or null
+                         std::int64_t* order,        // count x n, as the others
+                         bool* dead, double* original, double* damped,
+                         std::int32_t* index);  // or null
+
 template <class T>
 QUADRIC_API void gather_batch(const Execution& exec, std::int64_t count, std::int64_t n,
                               const T* H,                 // count x n x n, symmetric

@@ -9,10 +9,10 @@ import torch
 from scipy.sparse import csc_array
 from torch import Tensor, nn
 
-from quadric import checks
-from quadric.adapters.torch.capture import to_cpu
-from quadric.transport.laplacian import pull_back
-from quadric.transport.routing import route
+from quadric import checks, device
+from quadric.adapters.torch.capture import runs_on_gpu, to_cpu
+from quadric.transport.laplacian import pull_back, pull_back_there
+from quadric.transport.routing import EXPERTS, gates_there, route
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,11 +46,25 @@ def route_tokens(
     tol: float,
     max_iter: int,
     solved: bool,
+    capacity_factor: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gates of :func:`quadric.transport.route`, its `tight` and its error.
 
-    `solved` tells the derivative: with f solved for, or left alone.
+    `solved` tells the derivative: with f solved for, or left alone. A capacity of 0 follows from
+    the factor and the tokens that take part, on the GPU that they are on.
     """
+    if _there(scores):
+        found_there = gates_there(
+            device.wrap(scores.detach()),
+            None if mask is None else device.wrap(mask.contiguous()),
+            capacity=capacity,
+            capacity_factor=capacity_factor,
+            reg=reg,
+            tol=tol,
+            max_iter=max_iter,
+        )
+        gates, tight, error = (a.finished() for a in found_there)
+        return gates, tight, error.reshape(())
     routing = route(
         to_cpu(scores.detach()),
         capacity,
@@ -75,6 +89,7 @@ def _(
     tol: float,
     max_iter: int,
     solved: bool,
+    capacity_factor: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(scores, memory_format=torch.contiguous_format),
@@ -86,6 +101,12 @@ def _(
 @torch.library.custom_op("quadric::route_tokens_backward", mutates_args=())
 def route_tokens_backward(gradient: Tensor, gates: Tensor, free: Tensor, reg: float) -> Tensor:
     """Return the derivative in the scores; see :meth:`quadric.transport.Routing.vjp`."""
+    if _there(gates):
+        given = gradient.to(gates.dtype), free.contiguous()
+        cotangent_there, free_there = (device.wrap(t.detach()) for t in given)
+        there = pull_back_there(device.wrap(gates.detach()), cotangent_there, reg, free_there)
+        result: Tensor = there.finished()
+        return result
     matrix = csc_array(to_cpu(gates).numpy())
     cotangent = to_cpu(gradient).double().numpy()
     found = -pull_back(matrix, cotangent, reg, to_cpu(free).numpy())
@@ -98,7 +119,7 @@ def _(gradient: Tensor, gates: Tensor, free: Tensor, reg: float) -> Tensor:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *_, reg, _, _, solved = inputs
+    reg, solved = inputs[3], inputs[6]
     gates, tight, error = output
     ctx.save_for_backward(gates, tight if solved else torch.zeros_like(tight))
     ctx.reg = reg
@@ -107,7 +128,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 def _backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     gates, free = ctx.saved_tensors
-    return route_tokens_backward(gradient, gates, free, ctx.reg), *[None] * 6
+    return route_tokens_backward(gradient, gates, free, ctx.reg), *[None] * (
+        len(ctx.needs_input_grad) - 1
+    )
+
+
+def _there(scores: Tensor) -> bool:
+    """Say whether scores are routed on the GPU that they are on."""
+    return runs_on_gpu(scores, None) and scores.shape[1] <= EXPERTS and scores.numel() > 0
 
 
 route_tokens.register_autograd(_backward, setup_context=_setup)
@@ -165,7 +193,12 @@ class SparseRouter(nn.Module):
     ``(f_i + g_j + s_ij) / reg`` where it is not 0, piecewise linear in the scores s: its derivative
     subtracts a least-squares fit ``u_i + v_j`` on the kept places and divides by `reg`; places that
     are not kept get none. The experts get theirs through the weighted sum. Routing is done in
-    float32 or float64 on the CPU, whatever the device of the layer.
+    float32 or float64.
+
+    A layer on a GPU routes there (see :func:`quadric.transport.route`), and the host waits for
+    nothing: forward and backward can be captured in a CUDA graph. So each expert is given as many
+    tokens as it may have, those beyond its own with weight 0, scores that are not finite put NaN
+    into the output instead of an error, and a batch without a token that takes part gives zeros.
 
     References
     ----------
@@ -243,9 +276,13 @@ class SparseRouter(nn.Module):
         scores = self.router(tokens)
         scores = scores if scores.dtype == torch.float64 else scores.float()
         weights = self._weights(scores, taking)
+        places: Tensor | None = None
+        if _there(scores):
+            room = min(self._capacity(len(tokens)), len(tokens))
+            places = weights.detach().topk(room, dim=0, sorted=False).indices
         out: Tensor | None = None
         for e, expert in enumerate(self.experts):
-            chosen = weights[:, e].nonzero().squeeze(1)
+            chosen = weights[:, e].nonzero().squeeze(1) if places is None else places[:, e]
             y = expert(tokens[chosen])
             if out is None:
                 out = y.new_zeros(len(tokens), y.shape[-1])
@@ -262,15 +299,26 @@ class SparseRouter(nn.Module):
         )
         return f"dim={self.dim}, {size}, reg={self.reg:g}, gates={self.gates!r}"
 
+    def _capacity(self, tokens: int) -> int:
+        """Return the most tokens per expert where so many take part."""
+        shared = math.ceil(self.capacity_factor * tokens / len(self.experts) - 1e-9)
+        return self.capacity or max(shared, 1)
+
     def _weights(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        T, E = scores.shape
-        taking = T if mask is None else int(mask.sum())
-        if taking == 0:
+        T = len(scores)
+        taking: int | Tensor = T
+        if mask is not None:
+            taking = mask.sum() if _there(scores) else int(mask.sum())
+        if isinstance(taking, Tensor):
+            capacity = self.capacity or 0  # found where the tokens are
+        elif taking == 0:
             raise ValueError("x must have at least one token that takes part, got none")
-        capacity = self.capacity or max(math.ceil(self.capacity_factor * taking / E - 1e-9), 1)
+        else:
+            capacity = self._capacity(taking)
         solved = self.derivative == "solved"
+        factor = self.capacity_factor
         found: tuple[Tensor, ...] = route_tokens(
-            scores, mask, capacity, self.reg, self.tol, self.max_iter, solved
+            scores, mask, capacity, self.reg, self.tol, self.max_iter, solved, factor
         )
         plan, _, error = found
         with torch.no_grad():

@@ -68,8 +68,8 @@ def ot_loss(
     Notes
     -----
     The gradient is that of the envelope theorem, computed from the potentials in one pass over the
-    pairs for each of x and y, without a matrix of their costs. Tensors on another device are
-    copied to the CPU, and the value and gradients back.
+    pairs for each of x and y, without a matrix of their costs. Tensors on a GPU stay there; those
+    on other devices are copied to the CPU, and the value and gradients back.
 
     **Masses.** Those of a balanced problem sum to the same, so the gradient in them is defined up
     to ``a' + c, b' - c``. What comes is the smallest, ``sum(a') = sum(b')``: right in every

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from quadric.adapters.torch.capture import home
 from quadric.transport import solve_points
 from quadric.transport.derivatives import mass_gradients, point_gradient
 from quadric.transport.run import Method
@@ -38,12 +39,13 @@ def ot_value(
     Of points (B, n, d) and (B, m, d) the outputs have B in front. `rho` has no entry, one for both
     marginals, or two.
     """
+    place = home(x, backend)
     result = solve_points(
-        x.cpu(),
-        y.cpu(),
+        x.to(place),
+        y.to(place),
         reg,
-        a=None if a is None else a.cpu(),
-        b=None if b is None else b.cpu(),
+        a=None if a is None else a.to(place),
+        b=None if b is None else b.to(place),
         cost=cast(PointCost, cost),
         unbalanced=(rho[0] if len(rho) == 1 else cast(Any, tuple(rho))) if rho else None,
         method=cast(Method, method),
@@ -82,7 +84,9 @@ def ot_point_gradient(
 ) -> Tensor:
     """Return the derivative of the value in x, given the potentials."""
     kind = cast(PointCost, cost)
-    problem = points_problem(x.cpu(), y.cpu(), reg, cost=kind, backend=backend, n_threads=n_threads)
+    place = home(x, backend)
+    x_, y_ = x.to(place), y.to(place)
+    problem = points_problem(x_, y_, reg, cost=kind, backend=backend, n_threads=n_threads)
     B, n, m = problem.cost.shape
     potentials = f.cpu().reshape(B, n).numpy(), g.cpu().reshape(B, m).numpy()
     gradient: Tensor = problem.array(point_gradient(problem, *potentials))
