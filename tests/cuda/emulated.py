@@ -282,7 +282,7 @@ class Gpu:
                 family, function = name.split(".")
                 setattr(getattr(root, family), function, self.kernel(name, forwarded(name)))
         for family, functions in (
-            ("arrays", emulated_sketch.ARRAYS | _ARRAYS),
+            ("arrays", _ARRAYS),
             (
                 "sweep",
                 {

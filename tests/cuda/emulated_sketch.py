@@ -98,13 +98,6 @@ def fwht(function: Any) -> Any:
     return call
 
 
-def largest(a: np.ndarray, out: np.ndarray) -> None:
-    assert a.ndim == 1
-    assert out.shape == (1,)
-    out[0] = np.abs(a).max(initial=0)
-
-
-ARRAYS = {"largest": largest}
 LINALG = {
     "product": product,
     "triangular_solve": triangular_solve,

@@ -31,6 +31,7 @@ from tests.cuda.kernel_arrays import (
     widened,
 )
 from tests.cuda.own_calls import OWN, native
+from tests.cuda.own_families import FAMILIES
 from tests.cuda.sketch_kernels import SKETCH
 from tests.cuda.transport_kernels import TRANSPORT
 
@@ -336,7 +337,7 @@ def main(words: list[str]) -> int:
             if trouble is not None:
                 print(f"WRONG  {title}: {trouble}", flush=True)
                 wrong += 1
-    for title, check in OWN.items():
+    for title, check in (OWN | FAMILIES).items():
         if not chosen(title):
             continue
         called.add(kernel_of(title))
