@@ -37,8 +37,6 @@ def main(report: gpu.Report, ceilings: gpu.Ceilings) -> None:
         rows += times
         facts += errors
         torch.cuda.empty_cache()
-        report.add(f"Done: {part.__name__}.\n\n{common.table(gpu.HEADER, times)}")
-    report.add("All of it:")
     report.add(common.table(gpu.HEADER, rows))
     report.add("Accuracy, in the same run:")
     report.add(common.table(["work", "error", "value", "peer", "its value", "goal", "met"], facts))

@@ -182,7 +182,9 @@ def test_direction(backend, p, log_shift, drop, log_tol):
     iterations, kept, dropped, residual, predicted = told
     s, rest = kept_entries(dense, kept)
     assert 0 <= dropped <= drop
-    assert_within(dropped, rest, 4 * dense.size * EPS * max(drop, EPS))
+    # A GPU adds up 35 bits of what it drops, as whole numbers.
+    lost = 2.0**-34 * rest if backend == "cuda" else 0.0
+    assert_within(dropped, rest, 4 * dense.size * EPS * max(drop, EPS) + lost)
     if drop == 0:
         assert kept == np.isfinite(p.exact).sum() or rest == 0
     plain = np.diag(wide(columns)) - s.T @ (s / wide(p.a)[:, None])
