@@ -3,8 +3,7 @@
 #include <tuple>
 #include <utility>
 
-#include "operands.hpp"
-#include "quadric/cuda/transport.hpp"
+#include "costs.hpp"
 
 namespace quadric::python {
 namespace {
@@ -44,33 +43,17 @@ std::pair<py::object, T*> new_array(Where& where, const py::object& where_, cons
   return {std::move(array), data};
 }
 
-template <class T>
-transport::Cost<T> cost_of(const Operand& M, const Operand& x, const Operand& y, int kind) {
-  transport::Cost<T> cost;
-  cost.kind = static_cast<transport::CostKind>(kind);
-  if (kind == 0) {
-    cost.M = M.matrix<T>();
-  } else {
-    cost.x = x.matrix<T>();
-    cost.y = y.matrix<T>();
-  }
-  return cost;
-}
-
 py::object candidates(const py::object& M_, const py::object& x_, const py::object& y_, int kind, const py::object& a_,
                       const py::object& b_, const py::object& f_, const py::object& g_, double reg, double bits,
                       std::int64_t limit, const py::object& where_) {
   Where where(where_);
-  const Operand M(where, M_, "M", kOptional), x(where, x_, "x", kOptional), y(where, y_, "y", kOptional),
-      a(where, a_, "a"), b(where, b_, "b"), f(where, f_, "f"), g(where, g_, "g");
-  if (kind < 0 || kind > 4) throw invalid_argument("kind must be 0 to 4");
-  if (kind == 0 ? !M.present() : !x.present() || !y.present())
-    throw invalid_argument("M must be given for kind 0, x and y for the others");
+  const Costs given(where, M_, x_, y_, kind);
+  const Operand a(where, a_, "a"), b(where, b_, "b"), f(where, f_, "f"), g(where, g_, "g");
   py::object starts, columns, costs;
   bool few = false;
-  by_float(kind == 0 ? M : x, [&](auto zero) {
+  by_float(given.first(), [&](auto zero) {
     using T = decltype(zero);
-    const auto cost = cost_of<T>(M, x, y, kind);
+    const auto cost = given.one<T>();
     const double *const a_data = a.vector<double>(cost.rows()), *const b_data = b.vector<double>(cost.cols()),
                         *const f_data = f.vector<double>(cost.rows()), *const g_data = g.vector<double>(cost.cols());
     const auto make = [&](std::int64_t entries) {

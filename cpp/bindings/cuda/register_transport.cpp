@@ -1,43 +1,7 @@
-#include <vector>
-
-#include "operands.hpp"
-#include "quadric/cuda/transport.hpp"
+#include "costs.hpp"
 
 namespace quadric::python {
 namespace {
-
-// The arguments that `sinkhorn` and `converge` have in common.
-struct Costs {
-  Costs(Where& where, const py::object& M_, const py::object& x_, const py::object& y_, int kind_)
-      : M(where, M_, "M", kOptional), x(where, x_, "x", kOptional), y(where, y_, "y", kOptional), kind(kind_) {
-    if (kind < 0 || kind > 4) throw invalid_argument("kind must be 0 to 4");
-    if (kind == 0 ? !M.present() : !x.present() || !y.present())
-      throw invalid_argument("M must be given for kind 0, x and y for the others");
-  }
-
-  const Operand& first() const { return kind == 0 ? M : x; }
-
-  template <class T>
-  std::vector<cuda::transport::Cost<T>> of() const {
-    const linalg::BatchView<const T> batch = first().batch<T>();
-    const linalg::BatchView<const T> others = kind == 0 ? linalg::BatchView<const T>{} : y.batch<T>();
-    if (kind != 0 && others.count != batch.count) throw invalid_argument("y must hold as many problems as x");
-    std::vector<cuda::transport::Cost<T>> costs(static_cast<std::size_t>(batch.count));
-    for (std::int64_t p = 0; p < batch.count; ++p) {
-      costs[p].kind = static_cast<cuda::transport::CostKind>(kind);
-      if (kind == 0) {
-        costs[p].M = batch[p];
-      } else {
-        costs[p].x = batch[p];
-        costs[p].y = others[p];
-      }
-    }
-    return costs;
-  }
-
-  Operand M, x, y;
-  int kind;
-};
 
 void sinkhorn(const py::object& M_, const py::object& x_, const py::object& y_, int kind, const py::object& a_,
               const py::object& b_, double reg, double theta_a, double theta_b, const py::object& omega_, double tol,
@@ -49,7 +13,7 @@ void sinkhorn(const py::object& M_, const py::object& x_, const py::object& y_, 
       g(where, g_, "g"), errors(where, errors_, "errors");
   by_float(costs.first(), [&](auto zero) {
     using T = decltype(zero);
-    const auto of = costs.of<T>();
+    const auto of = costs.all<T>();
     const auto problems = static_cast<std::int64_t>(of.size());
     if (problems == 0) return;
     const std::int64_t n = of[0].rows(), m = of[0].cols();
@@ -72,7 +36,7 @@ void converge(const py::object& M_, const py::object& x_, const py::object& y_, 
       iterations(where, iterations_, "iterations"), measures(where, measures_, "measures", kOptional);
   by_float(costs.first(), [&](auto zero) {
     using T = decltype(zero);
-    const auto of = costs.of<T>();
+    const auto of = costs.all<T>();
     const auto problems = static_cast<std::int64_t>(of.size());
     if (problems == 0) return;
     const std::int64_t n = of[0].rows(), m = of[0].cols();
