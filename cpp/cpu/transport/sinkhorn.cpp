@@ -7,6 +7,7 @@
 #include "quadric/transport.hpp"
 #include "require.hpp"
 #include "threads.hpp"
+#include "transport/options.hpp"
 #include "transport/source.hpp"
 
 namespace quadric::transport {
@@ -240,10 +241,7 @@ class Sinkhorn {
 template <class T>
 void sinkhorn(const Execution& exec, std::int64_t problems, const Cost<T>* cost, const double* a, const double* b,
               const double* omega, double* f, double* g, double* errors, const SinkhornOptions& options) {
-  QUADRIC_REQUIRE(options.reg > 0, "reg must be positive");
-  QUADRIC_REQUIRE(options.theta_a > 0 && options.theta_a <= 1, "theta_a must be above 0 and at most 1");
-  QUADRIC_REQUIRE(options.theta_b > 0 && options.theta_b <= 1, "theta_b must be above 0 and at most 1");
-  QUADRIC_REQUIRE(options.count >= 0, "count must not be negative");
+  detail::check_options(options);
   for (std::int64_t p = 0; p < problems; ++p) {
     detail::check(cost[p]);
     QUADRIC_REQUIRE(cost[p].rows() == cost[0].rows() && cost[p].cols() == cost[0].cols(),

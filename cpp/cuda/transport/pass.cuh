@@ -12,6 +12,10 @@ inline constexpr double kTiny = sizeof(T) == 4 ? 1e-30 : 1e-290;
 template <class T>
 inline constexpr double kHuge = sizeof(T) == 4 ? 1e30 : 1e290;
 
+// The largest log2 of a scaling, before the potentials are taken apart anew.
+template <class T>
+inline constexpr double kScalingLimit = sizeof(T) == 4 ? 16 : 200;
+
 // Negated, so that NaN is outside.
 template <class T>
 __device__ __forceinline__ bool outside(double sum) {
@@ -45,6 +49,13 @@ __device__ __forceinline__ RowInputs load_row(const Pass<T>& pass, std::int64_t 
   return {pass.mass[at], pass.log_mass[at], pass.F[at], pass.row_offset != nullptr ? pass.row_offset[at] : 0.0};
 }
 
+// Remembers how heavy the rows of this pass are, if any is above the limit: columns whose sums are about the smallest
+// number times that have lost entries.
+template <class T>
+__device__ __forceinline__ void note_weight(const Pass<T>& pass, std::int64_t p, double rest) {
+  if (rest > kScalingLimit<T>) atomicMax(pass.heaviest + p, static_cast<int>(ceil(rest < 1000 ? rest : 1000)));
+}
+
 // Relaxes the potential of row i, which has the sum `sum` for this shift, and returns u_i; keeps F, shift, row_error
 // and row_rest, if `keep`. A shift that is not finite is a row without entries. By one thread.
 template <class T>
@@ -66,6 +77,7 @@ __device__ __forceinline__ T relax_row(const Pass<T>& pass, std::int64_t p, std:
   const double error = fabs(sum * u - target) + new_F * 0.0;  // not finite if new_F is not
   pass.row_error[at] = isfinite(shift) ? error : static_cast<double>(INFINITY);
   pass.row_rest[at] = rebase ? 0 : rest;
+  note_weight(pass, p, rest);
   pass.shift[at] = rebase ? shift + static_cast<T>(rint(rest)) : shift;
   return static_cast<T>(u);
 }

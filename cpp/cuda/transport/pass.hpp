@@ -68,6 +68,7 @@ struct Pass {
   T* shift = nullptr;                     // problems x n
   double* row_error = nullptr;            // problems x n: |new sum - mass|
   double* row_rest = nullptr;             // problems x n: log2(u_i), 0 with rebase
+  std::int32_t* heaviest = nullptr;       // problems: the largest log2(u_i), rounded up, of those above kScalingLimit
   T* partial = nullptr;                   // problems x slots x width, of which m columns are read
 };
 

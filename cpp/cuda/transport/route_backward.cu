@@ -35,6 +35,23 @@ struct Gates {
   }
 };
 
+struct RowSum {
+  double sum = 0;
+  int count = 0;
+};
+
+// The sum of term(j) over the gates of row i, for all lanes of its group.
+template <class T, class Term>
+__device__ RowSum sum_row(const Gates<T>& p, std::int64_t i, int own, Term term) {
+  RowSum row;
+  for (int j = own; j < p.experts; j += p.width) {
+    if (!p.inside(i, j)) continue;
+    row.sum += term(j);
+    ++row.count;
+  }
+  return {router::group_sum(row.sum, p.width), router::group_sum(row.count, p.width)};
+}
+
 // L, and the mean of the gradient over each free row.
 template <class T>
 __global__ void __launch_bounds__(kThreads) means_kernel(const Gates<T> p, Whole* laplacian, double* means) {
@@ -46,15 +63,7 @@ __global__ void __launch_bounds__(kThreads) means_kernel(const Gates<T> p, Whole
   const std::int64_t warp = (blockIdx.x * std::int64_t{kThreads} + threadIdx.x) / 32;
   for (std::int64_t start = warp * per_warp; start < p.n; start += gridDim.x * std::int64_t{kWarps} * per_warp) {
     const std::int64_t i = start + lane / p.width;
-    double sum = 0;
-    int count = 0;
-    for (int j = own; j < E; j += p.width) {
-      if (!p.inside(i, j)) continue;
-      sum += p.at(i, j);
-      ++count;
-    }
-    sum = router::group_sum(sum, p.width);
-    count = router::group_sum(count, p.width);
+    const auto [sum, count] = sum_row(p, i, own, [&](int j) { return p.at(i, j); });
     const bool free = i < p.n && p.free[i];
     router::add_row(local ? part : laplacian, E, p.width, count, free, p.bits, [&](int j) { return p.inside(i, j); });
     if (own == 0 && i < p.n) means[i] = free && count > 0 ? sum / count : 0;
@@ -115,15 +124,7 @@ __global__ void __launch_bounds__(kThreads) result_kernel(const Gates<T> p, cons
   const std::int64_t warp = (blockIdx.x * std::int64_t{kThreads} + threadIdx.x) / 32;
   for (std::int64_t start = warp * per_warp; start < p.n; start += gridDim.x * std::int64_t{kWarps} * per_warp) {
     const std::int64_t i = start + lane / p.width;
-    double sum = 0;
-    int count = 0;
-    for (int j = own; j < E; j += p.width) {
-      if (!p.inside(i, j)) continue;
-      sum += p.at(i, j) - v[j];
-      ++count;
-    }
-    sum = router::group_sum(sum, p.width);
-    count = router::group_sum(count, p.width);
+    const auto [sum, count] = sum_row(p, i, own, [&](int j) { return p.at(i, j) - v[j]; });
     if (i >= p.n) continue;
     const double u = p.free[i] && count > 0 ? sum / count : 0;
     for (int j = own; j < E; j += p.width)

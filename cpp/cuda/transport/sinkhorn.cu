@@ -10,6 +10,7 @@
 
 #include "require.hpp"
 #include "transport/batch.hpp"
+#include "transport/options.hpp"
 #include "transport/pass.cuh"
 
 namespace quadric::cuda::transport {
@@ -25,9 +26,7 @@ constexpr int columns_of_lane(std::int64_t m) { return m <= kNarrow ? 1 : 4; }
 template <class T, int kEach>
 inline constexpr int kAtOnce = kEach == 1 ? (sizeof(T) == 4 ? 17 : 9) : (sizeof(T) == 4 ? 6 : 4);
 
-// The largest log2 of a scaling, and of what a pass may meet, before the potentials are taken apart anew.
-template <class T>
-inline constexpr double kScalingLimit = sizeof(T) == 4 ? 16 : 200;
+// The largest log2 of what a pass may meet, before the potentials are taken apart anew.
 template <class T>
 inline constexpr double kPassLimit = sizeof(T) == 4 ? 60 : 500;
 
@@ -177,6 +176,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int turn = flags.slot / 2;
   const bool mine = threadIdx.x < kColumns && j < m;
   const double omega = pass.omega[p];
+  const double heaviest = exp2(fmax(kScalingLimit<T>, static_cast<double>(pass.heaviest[p])));
   Report report;
 
   // What is needed of a column later.
@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     double sum = 0;
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) sum += sums[g][threadIdx.x];
-    is_dead = sum <= kTiny<T>;
+    is_dead = sum <= kTiny<T> * heaviest;
     if (is_dead) sum = 2.2250738585072014e-308;  // as good as nothing, and it has a logarithm
     const double theta = columns.theta, pull = (theta - 1) / theta;
     const double base = part == -static_cast<T>(INFINITY) ? 0.0 : static_cast<double>(part) + offset;
@@ -288,7 +288,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   }
   reduce(report, reports);
   if (threadIdx.x != 0) return;
-  columns.done[p] = 0;
+  columns.done[p] = pass.heaviest[p] = 0;
   double& error = columns.errors[p * columns.count + iteration];
   Flags result = flags;
   if (!isfinite(report.error) || !isfinite(report.finite)) {
@@ -321,7 +321,7 @@ __global__ void __launch_bounds__(kThreads)
   if (p >= pass.cost.problems) return;
   if (i == 0) {
     columns.flags[p] = {pass.omega[p] > 0 ? 1 : 0, 1, 1, 0};
-    columns.done[p] = 0;
+    columns.done[p] = pass.heaviest[p] = 0;
   }
   if (i < n) {
     pass.F[p * n + i] = f[p * n + i] * pass.kappa;
@@ -362,10 +362,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 void sinkhorn(const Execution& exec, std::int64_t problems, const Cost<T>* cost, const double* a, const double* b,
               const double* omega, double* f, double* g, double* errors, const SinkhornOptions& options) {
-  QUADRIC_REQUIRE(options.reg > 0, "reg must be positive");
-  QUADRIC_REQUIRE(options.theta_a > 0 && options.theta_a <= 1, "theta_a must be above 0 and at most 1");
-  QUADRIC_REQUIRE(options.theta_b > 0 && options.theta_b <= 1, "theta_b must be above 0 and at most 1");
-  QUADRIC_REQUIRE(options.count >= 0, "count must not be negative");
+  quadric::transport::detail::check_options(options);
   if (problems == 0) return;
   Scratch scratch(exec);
   Pass<T> pass;
@@ -394,6 +391,7 @@ void sinkhorn(const Execution& exec, std::int64_t problems, const Cost<T>* cost,
   pass.shift = scratch.get<T>(problems * n);
   pass.row_error = scratch.get<double>(problems * n);
   pass.row_rest = scratch.get<double>(problems * n);
+  pass.heaviest = scratch.get<std::int32_t>(problems);
   pass.partial = scratch.get<T>(problems * pass.slots * pass.width);
 
   Columns<T> columns;
