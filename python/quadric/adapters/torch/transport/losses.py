@@ -71,6 +71,11 @@ def ot_loss(
     pairs for each of x and y, without a matrix of their costs. Tensors on a GPU stay there; those
     on other devices are copied to the CPU, and the value and gradients back.
 
+    **CUDA graphs.** Value and gradient can be captured, with `max_iter` given: nothing decides how
+    long to go on but the tolerance, on the GPU, and nothing is checked or warned of, so run it
+    once outside before. Small problems (up to about 200 x 200 in float32) are solved as outside;
+    larger ones, and unbalanced ones, by plain iterations.
+
     **Masses.** Those of a balanced problem sum to the same, so the gradient in them is defined up
     to ``a' + c, b' - c``. What comes is the smallest, ``sum(a') = sum(b')``: right in every
     direction that keeps the sums equal, so also behind a softmax. A mass of 0 has gradient 0 (its

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from quadric.adapters.torch.capture import home
+from quadric.adapters.torch.transport import graphs
 from quadric.transport import solve_points
 from quadric.transport.derivatives import mass_gradients, point_gradient
 from quadric.transport.run import Method
@@ -39,6 +40,8 @@ def ot_value(
     Of points (B, n, d) and (B, m, d) the outputs have B in front. `rho` has no entry, one for both
     marginals, or two.
     """
+    if graphs.capturing(x):
+        return graphs.value(x, y, a, b, reg, cost, rho, method, tol, max_iter)
     place = home(x, backend)
     result = solve_points(
         x.to(place),
@@ -83,6 +86,8 @@ def ot_point_gradient(
     n_threads: int | None,
 ) -> Tensor:
     """Return the derivative of the value in x, given the potentials."""
+    if graphs.capturing(x):
+        return graphs.point_gradient(x, y, f, g, reg, cost)
     kind = cast(PointCost, cost)
     place = home(x, backend)
     x_, y_ = x.to(place), y.to(place)
