@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from quadric import linalg, sweep, woodbury  # noqa: E402
+from quadric import linalg, sketch, sweep, transport, woodbury  # noqa: E402
 from tests.cuda.calls import CALLS, SWEPT, D, M, N, hessian, normal, positive  # noqa: E402
 from tests.cuda.real import (  # noqa: E402
     SLEEP,
@@ -411,6 +411,28 @@ def test_out_of_memory_in_block_fisher() -> None:
         fisher.update(g)
     assert fisher.count == 30
     assert torch.equal(fisher.diagonal(), before)
+
+
+def test_out_of_memory_in_transport() -> None:
+    M = torch.rand(3000, 3000, device="cuda")
+    before = M.clone()
+    with short_of_memory(1):
+        transport.solve(None, None, M, 0.1, method="sinkhorn").plan()
+    assert torch.equal(M, before)
+    assert transport.solve(None, None, M, 0.1).plan().shape == M.shape
+
+
+def test_out_of_memory_in_regression() -> None:
+    A = torch.randn(200_000, 64, device="cuda")
+    b = A.sum(1)
+    before = A.clone(), b.clone()
+    with short_of_memory(1):
+        sketch.sparse_sign(20_000, len(A), nnz=4, seed=0) @ A
+    with short_of_memory(1):
+        sketch.lstsq(A, b)
+    assert torch.equal(A, before[0])
+    assert torch.equal(b, before[1])
+    assert float((sketch.lstsq(A, b).x - 1).abs().max()) < 1e-4
 
 
 # ---- copies --------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from quadric import arrays, device, sweep, woodbury  # noqa: E402
+from quadric import arrays, device, sketch, sweep, transport, woodbury  # noqa: E402
 from tests.cuda.real import needs_gpu, room  # noqa: E402
 
 pytestmark = needs_gpu
@@ -115,3 +115,47 @@ def test_quantize() -> None:
         assert float((codes != q.codes[rows]).float().mean()) < 1e-4
     whole = sweep.round_to_nearest(w, bits=4, group_size=128)
     assert torch.equal(q.codes, whole.codes)
+
+
+@pytest.mark.parametrize("points", [False, True])
+def test_transport(points: bool) -> None:
+    """A cost x_i + y_j is paid whatever goes where; between points, a shift is the best map."""
+    n = 46_500
+    assert n * n > 2**31
+    x, y = (torch.rand(n, 1, device="cuda") for _ in range(2))
+    if points:
+        result = transport.solve_points(x, x + 2, 0.1, method="sinkhorn", tol=1e-4)
+        assert result.cost == pytest.approx(4, abs=0.1)
+    else:
+        result = transport.solve(None, None, x + y.T, 0.1, method="sinkhorn", tol=1e-4)
+        assert result.cost == pytest.approx(float(x.mean() + y.mean()), rel=1e-5)
+    assert result.converged
+    assert torch.isfinite(result.f).all()
+
+
+@pytest.mark.parametrize("name", ["sparse_sign", "count_sketch", "srht", "gaussian"])
+def test_sketches(name: str) -> None:
+    """Operator and transpose are of one matrix: <S A w, v> is <A w, S^T v>."""
+    m, n, d = 64, 8_400_000, 256
+    assert n * d > 2**31
+    A = torch.randn(n, d, device="cuda")
+    S = getattr(sketch, name)(m, n, seed=1)
+    v = torch.randn(m, 1, device="cuda")
+    left, right = (S @ A).T @ v, A.T @ (S.T @ v)
+    assert float((left - right).norm() / right.norm()) < 1e-4
+
+
+def test_fwht() -> None:
+    x = torch.zeros(131_073, 16_384, device="cuda")
+    assert x.numel() > 2**31
+    x[-1, 12_345] = x[0, 77] = 1
+    found = sketch.fwht(x, 1)
+    for row in (0, -1):
+        assert torch.equal(found[row], sketch.fwht(x[row].clone(), 0))
+    assert float(found[1:-1].abs().max()) == 0
+
+
+def test_lstsq() -> None:
+    A, x = torch.randn(8_400_000, 256, device="cuda"), torch.randn(256, device="cuda")
+    found = sketch.lstsq(A, A @ x)
+    assert float((found.x - x).norm() / x.norm()) < 1e-4
