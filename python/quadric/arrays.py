@@ -33,14 +33,15 @@ _CPU = 1  # kDLCPU
 
 def take(x: Array, name: str, *, bfloat16: bool = False) -> Data:
     """Return :func:`to_numpy` of an array in CPU memory, a DeviceArray of one on a GPU."""
-    if device.find(x) is None:
-        return to_numpy(x, name, bfloat16=bfloat16)
-    if is_bfloat16(x) and not bfloat16:
-        raise TypeError(f"{name} cannot be bfloat16 here: convert it to float32")
     try:
-        return device.wrap(x)
+        found = device.seen(x)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name} cannot be used: {error}") from None
+    if found is None:
+        return to_numpy(x, name, bfloat16=bfloat16)
+    if found.dtype == np.uint16 and not bfloat16 and is_bfloat16(x):
+        raise TypeError(f"{name} cannot be bfloat16 here: convert it to float32")
+    return found
 
 
 def to_numpy(x: Array, name: str, *, bfloat16: bool = False) -> np.ndarray:
@@ -189,6 +190,12 @@ def scaled(a: Data, factor: float) -> Data:
             add(result, a, factor)
         return result
     return a * a.dtype.type(factor)
+
+
+def scale(a: DeviceArray, factor: float) -> None:
+    """Multiply the entries of a row- or column-major matrix, float32 or float64, where they are."""
+    if factor != 1.0 and a.size:  # a product without terms, whose result is the factor times C
+        a.space.run(device.linalg().product, a[:, :0], a[:0], a, 0.0, factor)
 
 
 def diagonal(a: Data) -> Data:

@@ -16,6 +16,7 @@ from quadric.arrays import Data
 from quadric.device import DeviceArray
 
 FLOATS = ("float32", "float64")
+_FLOAT_DTYPES = frozenset(map(np.dtype, FLOATS))
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ def square(x: Any, name: str, n: int | None = None, *, gpu: bool = False) -> Dat
 
 def floating(a: Data, name: str) -> None:
     """Refuse every dtype that the kernels do not compute in."""
-    if a.dtype.name not in FLOATS or not a.dtype.isnative:
+    if a.dtype not in _FLOAT_DTYPES:
         remedy = f": {name}.astype(float) converts it" if a.dtype.kind in "biu" else ""
         raise TypeError(f"{name} must be float32 or float64, got {a.dtype}{remedy}")
 

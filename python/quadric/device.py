@@ -55,7 +55,10 @@ class Library(Protocol):
         """Return a new array; bytes where the library lacks the dtype."""
 
     def part(self, owner: Any, view: View, device: int) -> Any:
-        """Return a part of an array as an array of its own, without a copy."""
+        """Return a part of an array as an array of its own, without a copy.
+
+        The type of its entries may be another one of the same size.
+        """
 
     def stream(self, device: int) -> int:
         """Return the stream that the caller works on."""
@@ -322,7 +325,7 @@ class DeviceArray:
         if view == self.view:
             return self.owner
         viewable = not self.space.library.waits and min(self.strides, default=0) >= 0
-        if view.dtype == self.dtype.name and viewable:
+        if np.dtype(view.dtype).itemsize == self.dtype.itemsize and viewable:
             return self.space.library.part(self.owner, self.view, self.space.device)
         narrow = {"float64": "float32", "int64": "int32"}
         same = self.space.empty(self.shape, self.dtype)
@@ -355,14 +358,21 @@ def find(x: Any) -> Space | None:
     return Space(library, library.device(x))
 
 
-def wrap(x: Any) -> DeviceArray:
-    """Return an array on a GPU as the library sees it, without a copy."""
+def seen(x: Any) -> DeviceArray | None:
+    """Return an array on a GPU as the library sees it, without a copy; None for all others."""
     if isinstance(x, DeviceArray):
         return x
-    library = _library(x)
-    assert library is not None
+    if isinstance(x, np.ndarray) or (library := _library(x)) is None:
+        return None
     view, space = library.describe(x), Space(library, library.device(x))
     return DeviceArray(x, space, view.pointer, view.shape, view.strides, np.dtype(view.dtype))
+
+
+def wrap(x: Any) -> DeviceArray:
+    """Return an array that is known to be on a GPU as the library sees it, without a copy."""
+    found = seen(x)
+    assert found is not None
+    return found
 
 
 def _library(x: Any) -> Library | None:
@@ -412,7 +422,9 @@ class Torch:
 
     def part(self, owner: Any, view: View, device: int) -> Any:
         offset = (view.pointer - owner.data_ptr()) // owner.element_size()
-        return owner.detach().as_strided(view.shape, view.strides, owner.storage_offset() + offset)
+        dtype = self._dtypes[np.dtype(view.dtype)]
+        owner = owner.detach() if owner.dtype == dtype else owner.detach().view(dtype)
+        return owner.as_strided(view.shape, view.strides, owner.storage_offset() + offset)
 
     def stream(self, device: int) -> int:
         return int(self._stream(device))
@@ -454,7 +466,8 @@ class CuPy:
         strides = tuple(s * owner.itemsize for s in view.strides)
         memory = owner.data + (view.pointer - int(owner.data.ptr))
         with self._cupy.cuda.Device(device):
-            return self._cupy.ndarray(view.shape, owner.dtype, memory, strides)
+            dtype = owner.dtype if owner.dtype.name == "bfloat16" else np.dtype(view.dtype)
+            return self._cupy.ndarray(view.shape, dtype, memory, strides)
 
     def stream(self, device: int) -> int:
         return int(self._cupy.cuda.get_current_stream(device).ptr)
@@ -541,6 +554,11 @@ def sweep() -> Any:
 def woodbury() -> Any:
     """Return the kernels of the Woodbury family, also those that only a GPU needs."""
     return _module().woodbury
+
+
+def sketch() -> Any:
+    """Return the kernels of the sketch family, also those that only a GPU needs."""
+    return _module().sketch
 
 
 def transport() -> Any:

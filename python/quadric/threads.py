@@ -10,6 +10,7 @@ from typing import Any
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from quadric import checks
+from quadric.device import DeviceArray
 
 
 @functools.cache
@@ -34,10 +35,13 @@ def available() -> int:
     return max(min(_from_environment() or _cpus(), _limit.before or _pool_size()), 1)
 
 
-def resolve(n_threads: int | None) -> int:
-    """Return the number of threads that an ``n_threads=`` argument stands for."""
+def resolve(n_threads: int | None, on: Any = None) -> int:
+    """Return the number of threads that an ``n_threads=`` argument stands for.
+
+    `on` is an array that is worked on: where that is on a GPU, the number does not matter.
+    """
     if n_threads is None:
-        return available()
+        return 1 if isinstance(on, DeviceArray) else available()
     return checks.integer(n_threads, "n_threads", low=1)
 
 

@@ -291,6 +291,8 @@ class Gpu:
                     "arrange": arrange,
                     "gather_batch": gather_batch,
                     "cholesky_batch": cholesky_batch,
+                    "factorize_batch": factorize_batch,
+                    "first_not_finite": first_not_finite,
                     "sweep_batch": sweep_batch,
                 },
             ),
@@ -394,7 +396,8 @@ def arrange(
     for i, d in enumerate(original):
         order[i] = np.argsort(-d, kind="stable") if activation else np.arange(len(d))
         mean = d.sum() / max(np.count_nonzero(d), 1)
-        damped[i] = np.where(dead[i], 1.0, d + damping * mean)[order[i]]
+        # Without an active input there is nothing to factor.
+        damped[i] = np.where(dead[i], float(d.any()), d + damping * mean)[order[i]]
         if index is not None:
             index[i, order[i]] = group
 
@@ -410,9 +413,36 @@ def gather_batch(H: np.ndarray, order: Any, dead: np.ndarray | None, A: np.ndarr
             a[:, gone] = 0
 
 
+def factorize_batch(
+    H: np.ndarray,
+    damping: float,
+    activation: bool,
+    group: np.ndarray | None,
+    A: np.ndarray,
+    order: np.ndarray,
+    dead: np.ndarray | None,
+    original: np.ndarray | None,
+    index: np.ndarray | None,
+    defects: np.ndarray,
+    pivots: np.ndarray,
+) -> None:
+    shape = order.shape
+    dead = np.empty(shape, bool) if dead is None else dead
+    original = np.empty(shape) if original is None else original
+    damped = np.empty(shape)
+    symmetry_defect_batch(H, defects)
+    arrange(H, damping, activation, group, order, dead, original, damped, index)
+    gather_batch(H, order, dead, A)
+    cholesky_batch(A, damped, pivots)
+
+
 def cholesky_batch(A: np.ndarray, diagonal: np.ndarray, pivot: np.ndarray) -> None:
     for i, (a, d) in enumerate(zip(A, diagonal, strict=True)):
         pivot[i] = forwarded("sweep.cholesky")(a, d)
+
+
+def first_not_finite(W: np.ndarray, scales: np.ndarray | None) -> tuple[int, int]:
+    return first(~np.isfinite(W)), -1 if scales is None else first(~np.isfinite(scales))
 
 
 def sweep_batch(W: Any, A: Any, order: Any, dead: Any, group: Any, *options: Any) -> None:

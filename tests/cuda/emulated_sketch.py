@@ -98,11 +98,22 @@ def fwht(function: Any) -> Any:
     return call
 
 
+def triangular_row_norms(function: Any) -> Any:
+    """Return the norms of the rows of A M of which the lower triangle of M is not read."""
+
+    def call(A: np.ndarray, M: np.ndarray, out: np.ndarray) -> None:
+        assert M.shape == (A.shape[1],) * 2
+        function(A, np.triu(M), out)
+
+    return call
+
+
 LINALG = {
     "product": product,
     "triangular_solve": triangular_solve,
     "triangular_inverse": triangular_inverse,
     "qr": qr,
+    "rough_qr": qr,
     "symmetric_cholesky": symmetric_cholesky,
     "column_norms": column_norms,
 }
@@ -113,6 +124,7 @@ def sketch(forwarded: Any) -> dict[str, Any]:
     names = ("sparse_sign", "dense", "srht")
     result = {name: halves(forwarded(f"sketch.{name}")) for name in names}
     result["fwht"] = fwht(forwarded("sketch.fwht"))
+    result["triangular_row_norms"] = triangular_row_norms(forwarded("sketch.row_norms"))
     return {**result, **{name: serial(name) for name in ("kaczmarz", "kaczmarz_csr")}}
 
 

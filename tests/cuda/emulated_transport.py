@@ -91,6 +91,8 @@ def converge(
         if measures is not None:
             assert theta_a == theta_b == 1
             measures[:, k] = worth(cost.item(k), a[k], b[k], reg, f[k], g[k])
+            if not math.isfinite(errors[k]):
+                measures[-1, k] = math.inf
 
 
 def worth(
@@ -106,4 +108,5 @@ def worth(
     paid = np.where(P > 0, P, 0) * np.where(P > 0, C, 0)
     rows, columns = P.sum(axis=1), P.sum(axis=0)
     error = np.abs(rows - a).sum() + np.abs(columns - b).sum()
-    return paid.sum(), P.sum(), f @ rows + g @ columns, f @ a + g @ b, error
+    entropy = reg * P.sum()
+    return paid.sum(), f @ rows + g @ columns - entropy, f @ a + g @ b - entropy, error

@@ -232,15 +232,59 @@ def arrange(cuda: Any) -> None:
 def cholesky_batch(cuda: Any) -> None:
     for dtype in FLOATS:
         for n in (1, 67, 300):
-            a = np.stack([positive(n, seed).astype(dtype) for seed in range(3)])
+            a = np.stack([positive(n, seed).astype(dtype) for seed in range(5)])
             diagonal = a.diagonal(axis1=1, axis2=2)[:, ::-1].astype(np.float64).copy()
             diagonal[1, n // 2] = -1
-            wrong, pivot = a[1].copy(), np.zeros(3, np.int64)
+            wrong, pivot = a[1].copy(), np.zeros(5, np.int64)
             at = native("sweep.cholesky")(wrong, diagonal[1], 1)
             cuda.sweep.cholesky_batch(a, diagonal, pivot, 0)
-            same(pivot, [-1, at, -1])
-            for i in (0, 2):
-                near(a[i], factors(3, n, dtype)[i])
+            same(pivot, [-1, at, -1, -1, -1])
+            same(a[1], np.eye(n))
+            for i in (0, 2, 3, 4):
+                near(a[i], factors(5, n, dtype)[i])
+
+
+def factorize_batch(cuda: Any) -> None:
+    for dtype in FLOATS:
+        for count, n in ((1, 67), (5, 130)):
+            h = np.stack([positive(n, seed).astype(dtype) for seed in range(count)])
+            h[-1, 5] = h[-1, :, 5] = 0
+            for activation, group in ((False, None), (True, np.arange(n, dtype=np.int32) // 7)):
+                found, wanted = (
+                    (
+                        np.zeros_like(h), np.full((count, n), -7), np.zeros((count, n), bool),
+                        np.full((count, n), np.nan),
+                        None if group is None else np.full((count, n), -7, np.int32),
+                        np.full(count, np.nan), np.full(count, -7),
+                    )
+                    for _ in range(2)
+                )  # fmt: skip
+                cuda.sweep.factorize_batch(h, 0.01, activation, group, *found, 0)
+                emulated.factorize_batch(h, 0.01, activation, group, *wanted)
+                near(found[0], wanted[0])
+                for place in (1, 2, 3, 6):
+                    same(found[place], wanted[place])
+                near(found[5], wanted[5])
+                if group is not None:
+                    same(found[4], wanted[4])
+                again = np.zeros_like(h)
+                cuda.sweep.factorize_batch(
+                    *(h, 0.01, activation, None, again, found[1], None, None, None, *found[5:]), 0
+                )
+                same(again, found[0])
+        cuda.sweep.factorize_batch(
+            *(np.zeros_like(h), 0.01, False, None, *found[:3], None, None, *found[5:]), 0
+        )
+        same(found[6], np.full(count, n - 1))  # a Hessian of no input has no factor
+
+
+def not_finite(cuda: Any) -> None:
+    for dtype in FLOATS:
+        w, scales = normal((30, 70), dtype), normal((30, 3), dtype)
+        assert cuda.sweep.first_not_finite(w, None, 0) == (-1, -1)
+        assert cuda.sweep.first_not_finite(w[:, ::2], scales, 0) == (-1, -1)
+        w[12, 5], scales[1, 2] = np.nan, np.inf
+        assert cuda.sweep.first_not_finite(w, scales, 0) == (12 * 70 + 5, 5)
 
 
 def sweep_batch(cuda: Any) -> None:
@@ -380,6 +424,8 @@ OWN: dict[str, Callable[[Any], None]] = {
     "sweep.arrange": arrange,
     "sweep.gather_batch": gather_batch,
     "sweep.cholesky_batch": cholesky_batch,
+    "sweep.factorize_batch": factorize_batch,
+    "sweep.first_not_finite": not_finite,
     "sweep.sweep_batch": sweep_batch,
     "woodbury.inverse_steps": inverse_steps,
     "woodbury.blend": blend,

@@ -88,11 +88,13 @@ def factors(cuda: Any) -> None:
     for dtype in FLOATS:
         for m, d in ((1, 1), (40, 7), (300, 65), (1100, 256)):
             A = normal((m, d), dtype) * np.logspace(0, -3, d, dtype=dtype)
-            Q, R = A.copy(), np.full((d, d), np.nan, dtype)
-            assert cuda.linalg.qr(Q, R, 0) == -1
-            near(Q @ R, A)
-            near(Q.T @ Q, np.eye(d, dtype=dtype))
-            assert (R.diagonal() > 0).all()
+            R = np.full((d, d), np.nan, dtype)
+            for factored in (cuda.linalg.qr, cuda.linalg.rough_qr):
+                Q = A.copy()
+                assert factored(Q, R, 0) == -1
+                near(Q @ R, A)
+                near(Q.T @ Q, np.eye(d, dtype=dtype))
+                assert (R.diagonal() > 0).all()
             norms = np.full(d, np.nan)
             cuda.linalg.column_norms(A, norms, 0)
             near(norms, np.linalg.norm(A.astype(float), axis=0))
@@ -106,12 +108,28 @@ def factors(cuda: Any) -> None:
         )
 
 
+# ---- sketch --------------------------------------------------------------------------------------
+
+
+def triangular_norms(cuda: Any) -> None:
+    for dtype in FLOATS:
+        for n, d in ((1, 1), (700, 3), (2500, 33), (513, 260)):
+            P = np.triu(normal((d, d))) / d
+            below = P + np.tril(np.full((d, d), np.nan), -1)
+            for A in (normal((n, d), dtype), padded(normal((n, d), dtype))):
+                out = np.full(n, np.nan)
+                cuda.sketch.triangular_row_norms(A, below, out, 0)
+                wanted = np.square(A @ P).sum(axis=1)
+                near(out.astype(dtype), wanted.astype(dtype), 4 * d)
+
+
 # ---- transport -----------------------------------------------------------------------------------
 
 
 def batches(cuda: Any) -> None:
     for dtype in FLOATS:
-        for B, n, m in ((1, 1, 1), (3, 7, 30), (40, 64, 64), (2, 100, 65)):
+        shapes = (1, 1, 1), (3, 7, 30), (40, 64, 64), (5, 50, 61), (4, 36, 48), (2, 100, 65)
+        for B, n, m in shapes:
             for kind in (0, 1, 2, 3):
                 M = np.abs(normal((B, n, m), dtype)) if kind == 0 else None
                 x, y = (normal((B, k, 3), dtype, k) if kind else None for k in (n, m))
@@ -134,6 +152,18 @@ def batches(cuda: Any) -> None:
                 off = np.abs(rows - a).sum(axis=1) + np.abs(columns - b).sum(axis=1)
                 assert (off <= 3 * tol).all()
                 assert np.isfinite(paid).all()
+                measures = np.full((4, B), np.nan)
+                cuda.transport.converge(
+                    *(M, x, y, kind, None, None, 0.1, 1.0, 1.0, None, tol, 3000),
+                    *(f, g, errors, iterations, True, measures, 0),
+                )
+                assert (errors < 1e-3).all()
+                assert (measures[3] <= errors + tol).all()
+                most = max(np.abs(f).max(), np.abs(g).max())
+                assert (np.abs(measures[1] - measures[2]) <= 2 * measures[3] * most + 1e-12).all()
+                cuda.transport.apply_plans(M, x, y, kind, f, g, 0.1, rows, columns, paid, 0)
+                eps = 2000 * np.finfo(dtype).eps
+                assert (np.abs(measures[0] - paid) <= eps * (1 + np.abs(paid))).all()
 
 
 def places(cuda: Any) -> None:
@@ -186,8 +216,10 @@ FAMILIES: dict[str, Callable[[Any], None]] = {
     "linalg.triangular_inverse": triangles,
     "linalg.triangular_solve": triangles,
     "linalg.qr": factors,
+    "linalg.rough_qr": factors,
     "linalg.column_norms": factors,
     "linalg.symmetric_cholesky": factors,
+    "sketch.triangular_row_norms": triangular_norms,
     "transport.converge": batches,
     "transport.converges": batches,
     "transport.apply_plans": batches,

@@ -63,7 +63,11 @@ def of_hadamard() -> Iterator[Call]:
             samples = np.sort(np.random.default_rng(2).choice(big, m, replace=False))
             yield f"sketch.srht {word} {k}", (a, k, 7, k, samples, normal((m, d), t))
     for storage, (outer, rows, inner) in product(
-        STORAGES, ((3, 1, 5), (5, 64, 1), (2, 256, 33), (3, 4096, 1), (1, 32768, 2), (2, 65536, 1))
+        STORAGES,
+        (
+            *((3, 1, 5), (5, 64, 1), (2, 256, 33), (3, 4096, 1)),
+            *((1, 32768, 2), (3, 32768, 1), (2, 65536, 1)),
+        ),
     ):
         if storage in ("float32", "float64"):
             x = stored(normal((outer, rows, inner)), storage)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import gc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -79,6 +80,28 @@ def test_the_same_bits_again(name: str, dtype: str) -> None:
     first, second = (whole(CALLS[name](put, dtype)) for _ in range(2))
     for key, a in first.items():
         assert a.tobytes() == second[key].tobytes(), key
+
+
+def test_products_by_parts_round_as_well_as_those_of_float32() -> None:
+    """A sweep of many rows takes the tensor cores for its products, one of few rows does not."""
+    m, n = 1024, 2048
+    generator = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn(2 * n, n, device="cuda", generator=generator)
+    x += 0.5 * x.roll(1, 1) + x.mean(1, keepdim=True)
+    w = torch.randn(m, n, device="cuda", generator=generator)
+    factor = sweep.factorize(x.T @ x / (2 * n))
+    wide = dataclasses.replace(factor, _upper=factor._upper.astype(np.float64))
+
+    def swept(weights: Any, factor: Any) -> Any:
+        return sweep.quantize(weights, factor, bits=4, group_size=128)
+
+    exact, parts = swept(w.double(), wide), swept(w, factor)
+    slices = [swept(rows, factor) for rows in w.split(128)]
+    float32 = torch.cat([q.codes for q in slices])
+    others, usual = (float((c != exact.codes).float().mean()) for c in (parts.codes, float32))
+    assert others <= 2 * usual + 1e-3, (others, usual)
+    loss = float(exact.loss.sum())
+    assert abs(float(parts.loss.sum()) - loss) <= 1e-4 * loss
 
 
 @needs_two

@@ -232,15 +232,25 @@ def test_batches_of_points(gpu, kind):
     near(gpu, found.barycentric(gpu.put(y[0])), expected.barycentric(y[0]), 1e-6)
 
 
-def test_a_batch_of_small_problems_takes_few_launches(gpu):
-    M = gpu.put(matrix(8, 8, problems=50))
-    before, waits = len(gpu.launched), gpu.waits
-    found = ot.solve(None, None, M, 0.1, method="sinkhorn")
-    assert gpu.get(found.converged).all()
-    launched = gpu.launched[before:]
-    assert launched.count("transport.converge") <= 3
-    assert len(launched) <= 30
-    assert gpu.waits - waits <= 12
+@pytest.mark.parametrize("m", [8, 9])
+def test_a_batch_of_small_problems_is_one_launch_and_one_wait(gpu, m):
+    M = matrix(8, m, problems=50)
+    there = gpu.put(M)
+    before, waits, copies = len(gpu.launched), gpu.waits, gpu.copies
+    found = ot.solve(None, None, there, 0.1, method="sinkhorn")
+    assert gpu.launched[before:] == ["transport.converge", "arrays.fill"]
+    assert (gpu.waits - waits, gpu.copies - copies) == (1, 0)
+    same_result(gpu, found, ot.solve(None, None, M, 0.1, method="sinkhorn"), "float64")
+    iterations = gpu.get(found.iterations)
+    assert (iterations.dtype, iterations.max()) == (np.int64, found.history["iterations"][-1])
+
+
+def test_what_a_batch_does_not_reach_goes_on(gpu):
+    M = matrix(8, 8, problems=5)
+    with pytest.warns(ConvergenceWarning, match="in 5 of 5 problems"):
+        found = ot.solve(None, None, gpu.put(M), 1e-3, tol=1e-12, max_iter=9, method="sinkhorn")
+    assert not gpu.get(found.converged).any()
+    assert (gpu.get(found.iterations) <= 10).all()
 
 
 def test_hard_problems_of_a_batch_are_left_to_newton(gpu):
@@ -425,6 +435,17 @@ def test_numbers_that_are_none(gpu, layout, value):
         ot.solve(None, None, there[layout](), 0.05)
     with pytest.raises(ValueError, match="x must be finite"):
         ot.solve_points(gpu.put(M), gpu.put(M), 0.05)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_numbers_that_are_none_in_a_batch(gpu, turned, value):
+    M = matrix(problems=3)
+    M[1, 4, 2] = value
+    there = gpu.put(np.ascontiguousarray(M.transpose(0, 2, 1)) if turned else M)
+    index = "1, 2, 4" if turned else "1, 4, 2"
+    with pytest.raises(ValueError, match=rf"M must hold numbers .* {value} at index \({index}\)"):
+        ot.solve(None, None, there, 0.05, tol=1e3)
 
 
 def test_infeasible(gpu):

@@ -65,8 +65,20 @@ Where::~Where() {
 }
 
 void* Where::allocate(void* where, std::size_t bytes) {
-  const py::object pointer = static_cast<Where*>(where)->allocate_(bytes);
-  return reinterpret_cast<void*>(pointer.cast<std::uintptr_t>());
+  constexpr std::size_t kRoom = 512 << 10;
+  Where& own = *static_cast<Where*>(where);
+  const auto ask = [&](std::size_t size) {
+    return reinterpret_cast<char*>(own.allocate_(size).cast<std::uintptr_t>());
+  };
+  bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  if (bytes > kRoom / 2) return ask(bytes);
+  if (bytes > own.left_) {
+    own.room_ = ask(kRoom);
+    own.left_ = kRoom;
+  }
+  own.left_ -= bytes;
+  own.room_ += bytes;
+  return own.room_ - bytes;
 }
 
 void* Where::bytes(std::size_t size) {

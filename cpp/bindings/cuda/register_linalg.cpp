@@ -77,13 +77,14 @@ void triangular_inverse(const py::object& R_, const py::object& out_, const py::
   where.sync_back();
 }
 
+template <bool kRough>
 py::object qr(const py::object& A_, const py::object& R_, const py::object& where_, const py::object& status_) {
   Where where(where_);
   const Operand A(where, A_, "A"), R(where, R_, "R");
   const Scalar<std::int32_t> status(where, status_, "status");
   by_float(A, [&](auto zero) {
     using T = decltype(zero);
-    cuda::linalg::qr<T>(where.exec(), A.mutable_matrix<T>(), R.mutable_matrix<T>(), status.data());
+    cuda::linalg::qr<T>(where.exec(), A.mutable_matrix<T>(), R.mutable_matrix<T>(), status.data(), kRough);
   });
   where.sync_back();
   return status.result();
@@ -127,8 +128,10 @@ void register_linalg(py::module_& m) {
   m.def("triangular_solve", &triangular_solve, py::arg("R"), py::arg("B"), py::arg("left"), py::arg("transposed"),
         where, "B <- R^-1 B or B R^-1, with R^T for R if transposed; R upper triangular.");
   m.def("triangular_inverse", &triangular_inverse, py::arg("R"), py::arg("out"), where, "out = R^-1, R upper.");
-  m.def("qr", &qr, py::arg("A"), py::arg("R"), where, py::arg("status") = py::none(),
+  m.def("qr", &qr<false>, py::arg("A"), py::arg("R"), where, py::arg("status") = py::none(),
         "A = Q R; A becomes Q; -1, or the column that failed.");
+  m.def("rough_qr", &qr<true>, py::arg("A"), py::arg("R"), where, py::arg("status") = py::none(),
+        "The same with a Q of which only the condition is small.");
   m.def("symmetric_cholesky", &symmetric_cholesky, py::arg("G"), py::arg("R"), where, py::arg("status") = py::none(),
         "G = R^T R with R upper triangular; -1, or the pivot that failed.");
   m.def("column_norms", &column_norms, py::arg("A"), py::arg("out"), where, "Norms of the columns.");

@@ -60,11 +60,12 @@ void weighted_gram(const py::object& A_, const py::object& w_, const py::object&
   where.sync_back();
 }
 
+template <bool kUpper>
 void row_norms(const py::object& A_, const py::object& M_, const py::object& out_, const py::object& where_) {
   Where where(where_);
-  const Operand A(where, A_, "A"), M(where, M_, "M", kOptional), out(where, out_, "out");
+  const Operand A(where, A_, "A"), M(where, M_, "M", kUpper ? Need::required : kOptional), out(where, out_, "out");
   const auto a = stored(A);
-  cuda::sketch::row_norms(where.exec(), a, M.matrix<double>(), out.mutable_vector<double>(a.rows));
+  cuda::sketch::row_norms(where.exec(), a, M.matrix<double>(), out.mutable_vector<double>(a.rows), kUpper);
   where.sync_back();
 }
 
@@ -81,8 +82,10 @@ void register_passes(py::module_& m) {
   m.def("preconditioned_gram", &preconditioned_gram, py::arg("A"), py::arg("R_inverse"), py::arg("G"), where,
         "(A R_inverse)^T (A R_inverse).");
   m.def("weighted_gram", &weighted_gram, py::arg("A"), py::arg("w"), py::arg("G"), where, "A^T diag(w) A.");
-  m.def("row_norms", &row_norms, py::arg("A"), py::arg("M"), py::arg("out"), where,
+  m.def("row_norms", &row_norms<false>, py::arg("A"), py::arg("M"), py::arg("out"), where,
         "Squared norms of the rows of A M.");
+  m.def("triangular_row_norms", &row_norms<true>, py::arg("A"), py::arg("M"), py::arg("out"), where,
+        "Squared norms of the rows of A M for an upper triangular M.");
 }
 
 }  // namespace quadric::python

@@ -1,4 +1,5 @@
 #include "operands.hpp"
+#include "quadric/cuda/arrays.hpp"
 #include "quadric/cuda/sweep.hpp"
 #include "sweep_options.hpp"
 
@@ -113,6 +114,50 @@ void cholesky_batch(const py::object& A_, const py::object& diagonal_, const py:
                                    diagonal.block<double>({count, n}), pivot.mutable_vector<std::int64_t>(count));
   });
   where.sync_back();
+}
+
+void factorize_batch(const py::object& H_, double damping, bool activation, const py::object& group_,
+                     const py::object& A_, const py::object& order_, const py::object& dead_,
+                     const py::object& original_, const py::object& index_, const py::object& defects_,
+                     const py::object& pivots_, const py::object& where_) {
+  Where where(where_);
+  const Operand H(where, H_, "H"), group(where, group_, "group", kOptional), A(where, A_, "A"),
+      order(where, order_, "order"), dead(where, dead_, "dead", kOptional),
+      original(where, original_, "original", kOptional), index(where, index_, "index", kOptional),
+      defects(where, defects_, "defects"), pivots(where, pivots_, "pivots");
+  if (H.ndim() != 3) throw invalid_argument("H must have three dimensions");
+  const std::int64_t count = H.size(0), n = H.size(1);
+  by_float(H, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::sweep::factorize_batch<T>(where.exec(), count, n, H.block<T>({count, n, n}), damping, activation,
+                                    group.vector<std::int32_t>(n), A.mutable_block<T>({count, n, n}),
+                                    order.mutable_block<std::int64_t>({count, n}), dead.mutable_block<bool>({count, n}),
+                                    original.mutable_block<double>({count, n}),
+                                    index.mutable_block<std::int32_t>({count, n}),
+                                    defects.mutable_vector<double>(count), pivots.mutable_vector<std::int64_t>(count));
+  });
+  where.sync_back();
+}
+
+// The place of the first entry of W and of scales that is NaN or infinite, -1 without one. Waits.
+py::tuple first_not_finite(const py::object& W_, const py::object& scales_, const py::object& where_) {
+  Where where(where_);
+  const Operand W(where, W_, "W"), scales(where, scales_, "scales", kOptional);
+  std::int64_t found[2] = {-1, -1};
+  auto* const there = static_cast<std::int64_t*>(where.bytes(sizeof found));
+  const std::size_t bytes = scales.present() ? sizeof found : sizeof *found;
+  by_float(W, [&](auto zero) {
+    using T = decltype(zero);
+    const cuda::Type type = sizeof(T) == 4 ? cuda::Type::float32 : cuda::Type::float64;
+    const auto look = [&](const Operand::AnyMatrix& v, std::int64_t* index) {
+      cuda::first_not_finite(where.exec(), {v.data, type, v.rows, v.cols, v.row_stride, v.col_stride}, index);
+    };
+    look(W.any_matrix(), there);
+    if (scales.present()) look(scales.any_matrix(), there + 1);
+  });
+  check_cuda(cudaMemcpyAsync(found, there, bytes, cudaMemcpyDeviceToHost, where.stream()), "cudaMemcpyAsync");
+  where.synchronize();
+  return py::make_tuple(found[0], found[1]);
 }
 
 void grid(const py::object& W_, std::int64_t group_size, bool per_tensor, int max_code, bool symmetric, bool mse,
@@ -236,6 +281,11 @@ void register_sweep(py::module_& m) {
         "Factors A in place; -1, or the sweep position of the pivot that failed.");
   m.def("cholesky_batch", &cholesky_batch, py::arg("A"), py::arg("diagonal"), py::arg("pivot"), where,
         "The same for many matrices; pivot receives what `cholesky` returns.");
+  m.def("factorize_batch", &factorize_batch, py::arg("H"), py::arg("damping"), py::arg("activation"), py::arg("group"),
+        py::arg("A"), py::arg("order"), py::arg("dead"), py::arg("original"), py::arg("index"), py::arg("defects"),
+        py::arg("pivots"), where, "The four of them one after the other.");
+  m.def("first_not_finite", &first_not_finite, py::arg("W"), py::arg("scales"), where,
+        "Where the first entry of each is that is NaN or infinite, or -1; waits.");
   m.def("grid", &grid, py::arg("W"), py::arg("group_size"), py::arg("per_tensor"), py::arg("max_code"),
         py::arg("symmetric"), py::arg("mse"), py::arg("norm"), py::arg("steps"), py::arg("scale_bits"),
         py::arg("scales"), py::arg("zeros"), where, "Grids of fixed groups of columns.");

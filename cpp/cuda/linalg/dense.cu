@@ -234,7 +234,8 @@ void factor(const Execution& exec, Scratch& scratch, double* W, std::int64_t d, 
 // taken, so that its factor exists; Q then has a condition of at most some 1e8 for 1e16 before, and two rounds without
 // a shift make its columns orthonormal to rounding. The shift of a column is relative to its norm: columns may be
 // scaled as they like.
-const double* orthogonalize(const Execution& exec, Scratch& scratch, const MatrixView<double>& Q, std::int32_t* noted) {
+const double* orthogonalize(const Execution& exec, Scratch& scratch, const MatrixView<double>& Q, int rounds,
+                            std::int32_t* noted) {
   constexpr double eps = std::numeric_limits<double>::epsilon(), any = std::numeric_limits<double>::infinity();
   const std::int64_t m = Q.rows, d = Q.cols, ld = leading(Q);
   const auto bytes = static_cast<std::size_t>(d * d) * sizeof(double);
@@ -244,7 +245,7 @@ const double* orthogonalize(const Execution& exec, Scratch& scratch, const Matri
   const cublasHandle_t handle = blas(exec, scratch);
   GramSum<double> sum(exec, scratch, handle, d, G);
   cleared(exec, noted, kRounds);
-  for (int round = 0; round < kRounds; ++round) {
+  for (int round = 0; round < rounds; ++round) {
     if (round > 0) QUADRIC_CUDA(cudaMemsetAsync(G, 0, bytes, stream(exec)));
     sum.add(Q.data, Q.data, ld, m);
     if (round == 0) {
@@ -340,7 +341,7 @@ void triangular_inverse(const Execution& exec, MatrixView<const T> R, MatrixView
 }
 
 template <class T>
-void qr(const Execution& exec, MatrixView<T> A, MatrixView<T> R, std::int32_t* status) {
+void qr(const Execution& exec, MatrixView<T> A, MatrixView<T> R, std::int32_t* status, bool rough) {
   const std::int64_t m = A.rows, d = A.cols;
   QUADRIC_REQUIRE(m >= d, "A must have no more columns than rows");
   check_triangle(R, d, "R must be d x d, d the columns of A");
@@ -359,9 +360,10 @@ void qr(const Execution& exec, MatrixView<T> A, MatrixView<T> R, std::int32_t* s
     copy(exec, entries(A), entries(Q));
   }
   std::int32_t* const noted = scratch.get<std::int32_t>(kRounds);
-  const double* const triangle = orthogonalize(exec, scratch, Q, noted);
+  const int rounds = rough ? kRounds - 1 : kRounds;
+  const double* const triangle = orthogonalize(exec, scratch, Q, rounds, noted);
   if (copied) copy(exec, entries(Q), entries(A));
-  finish<double, T>(exec, triangle, noted, kRounds, R, status);
+  finish<double, T>(exec, triangle, noted, rounds, R, status);
 }
 
 template <class T>
@@ -392,7 +394,7 @@ void column_norms(const Execution& exec, MatrixView<const T> A, double* out) {
                                     double);                                                                           \
   template QUADRIC_API void triangular_solve(const Execution&, MatrixView<const T>, MatrixView<T>, bool, bool);        \
   template QUADRIC_API void triangular_inverse(const Execution&, MatrixView<const T>, MatrixView<T>);                  \
-  template QUADRIC_API void qr(const Execution&, MatrixView<T>, MatrixView<T>, std::int32_t*);                         \
+  template QUADRIC_API void qr(const Execution&, MatrixView<T>, MatrixView<T>, std::int32_t*, bool);                   \
   template QUADRIC_API void symmetric_cholesky(const Execution&, MatrixView<const T>, MatrixView<T>, std::int32_t*);   \
   template QUADRIC_API void column_norms(const Execution&, MatrixView<const T>, double*);
 QUADRIC_INSTANTIATE(float)

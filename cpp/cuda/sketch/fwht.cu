@@ -3,7 +3,8 @@
 // Floor: X is read and written once, 4.2 TB/s together: 2^15 rows of 2^15 float32 are 8.6 GB = 2.0 ms; 15 additions an
 // entry take 0.6 of that at 30 TFLOP/s (no multiply-adds), two exchanges through shared memory 0.6 of it. To be
 // reached: 1.2 times the floor up to 2^15 entries of float32 (2^14 of float64), where one block holds a vector in
-// registers; 2.4 times beyond.
+// registers; 1.4 times for twice as many, where two blocks read the vector, one of them from the second-level cache,
+// and hold the sums and the differences of its halves; 2.4 times beyond.
 //
 // Layout: a tile of 2^t entries, the last 5 bits of an entry's number being the lane. A thread holds the 5 bits above
 // (and one more where numbers have 4 bytes), and the rest is the warp. Bits that a thread holds are transformed in
@@ -27,6 +28,7 @@
 #include "quadric/cuda/sketch.hpp"
 #include "require.hpp"
 #include "sketch/copy_async.cuh"
+#include "sketch/pairs.cuh"
 
 namespace quadric::cuda::sketch {
 namespace {
@@ -139,10 +141,11 @@ __device__ __forceinline__ void transform_bits(F (&x)[32], int levels) {
   }
 }
 
-// X <- H X for the first `levels` bits of the positions in vectors, or of the rows.
-template <class S, template <class> class Map, int kWarpBits, bool kAhead>
+// X <- H X for the first `levels` bits of the positions in vectors, or of the rows. kWhole: all bits of a tile, whose
+// entries follow one another, so that no branches are left. kPair: of vectors of two tiles, by two blocks each.
+template <class S, template <class> class Map, int kWarpBits, bool kAhead, bool kWhole, bool kPair>
 __global__ void __launch_bounds__(32 << kWarpBits, 16 >> kWarpBits)
-    fwht_kernel(const Map<S> map, const int levels, const std::int64_t tiles) {
+    fwht_kernel(const Map<S> map, const int some_levels, const std::int64_t tiles) {
   using F = Number<S>;
   using Tile = typename Map<S>::Tile;
   constexpr bool kVectors = std::is_same_v<Map<S>, Vectors<S>>;
@@ -153,25 +156,48 @@ __global__ void __launch_bounds__(32 << kWarpBits, 16 >> kWarpBits)
   F* const exchange = reinterpret_cast<F*>(memory);                               // kThreads x kPitch
   S* const ahead = reinterpret_cast<S*>(memory + kThreads * kPitch * sizeof(F));  // a tile
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int levels = kWhole ? kBits : some_levels;
   F* const own = exchange + warp * 32 * kPitch;
 
   const auto fetch = [&](std::int64_t number_) {
     if (number_ < tiles) {
       constexpr int kPack = 16 / static_cast<int>(sizeof(S));
       const Tile tile = map.tile(number_, kBits);
+      const int mine = static_cast<int>(threadIdx.x) * kPack;
+      if (kWhole || tile.plain) {
+#pragma unroll
+        for (int e = 0; e < 1 << kBits; e += kThreads * kPack) copy_async(ahead + mine + e, tile.data + mine + e, 16);
+      } else {
 #pragma unroll 4
-      for (int e = static_cast<int>(threadIdx.x) * kPack; e < 1 << kBits; e += kThreads * kPack)
-        if (tile.plain || tile.valid(e)) copy_async(ahead + e, tile.at(e), 16);
+        for (int e = mine; e < 1 << kBits; e += kThreads * kPack)
+          if (tile.valid(e)) copy_async(ahead + e, tile.at(e), 16);
+      }
     }
     end_group();
   };
   if constexpr (kAhead) fetch(blockIdx.x);
 
-  for (std::int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
-    const Tile tile = map.tile(t, kBits);
+  for (std::int64_t t = kPair ? blockIdx.x / 2 : blockIdx.x; t < tiles; t += kPair ? gridDim.x / 2 : gridDim.x) {
+    Tile tile = map.tile(t, kPair ? kBits + 1 : kBits);
+#ifdef __CUDA_ARCH__
+    __builtin_assume(__isGlobal(tile.data));  // or stores would have to find out
+#endif
     F x[kParts][32];
     const int begin = warp << (5 + kHeld<S>) | lane;  // the number of this thread's first entry
-    if constexpr (kAhead) {
+    if constexpr (kPair) {
+      const S* const upper = tile.data + (1 << kBits);
+      const bool second = rank_in_pair() != 0;
+      const F sign = second ? F(-1) : F(1);
+#pragma unroll
+      for (int s = 0; s < kParts; ++s)
+#pragma unroll
+        for (int h = 0; h < 32; ++h) {
+          const int e = begin + (s << 10 | h << 5);
+          x[s][h] = number(tile.data[e]) + sign * number(upper[e]);
+        }
+      arrive_in_pair();
+      if (second) tile.data += 1 << kBits;
+    } else if constexpr (kAhead) {
       wait_for_copies();
       __syncthreads();
 #pragma unroll
@@ -180,7 +206,7 @@ __global__ void __launch_bounds__(32 << kWarpBits, 16 >> kWarpBits)
         for (int h = 0; h < 32; ++h) x[s][h] = number(ahead[begin + (s << 10 | h << 5)]);
       __syncthreads();
       fetch(t + gridDim.x);
-    } else if (tile.plain) {
+    } else if (kWhole || tile.plain) {
 #pragma unroll
       for (int s = 0; s < kParts; ++s)
 #pragma unroll
@@ -238,11 +264,12 @@ __global__ void __launch_bounds__(32 << kWarpBits, 16 >> kWarpBits)
       }
       __syncthreads();
       transform_bits<5 - kWarpBits, kWarpBits>(z, levels - kFirst - kHeld<S>);
+      if (kPair && s == 0) wait_for_pair();  // the other block has read what is overwritten now
       const int first = s << 10 | warp << 5 | lane;
 #pragma unroll
       for (int i = 0; i < 32; ++i) {
         const int e = first + (i / kEach << (5 + kHeld<S>) | (i % kEach << kWarpBits) << 5);
-        if (tile.plain)
+        if (kWhole || tile.plain)
           put(tile.data[e], z[i]);
         else if (tile.valid(e))
           put(*tile.at(e), z[i]);
@@ -253,16 +280,17 @@ __global__ void __launch_bounds__(32 << kWarpBits, 16 >> kWarpBits)
 
 // ---- launches ------------------------------------------------------------------------------------------------------
 
-template <class S, template <class> class Map, int kWarpBits, bool kAhead>
+template <class S, template <class> class Map, int kWarpBits, bool kAhead, bool kWhole = false, bool kPair = false>
 void launch(const Execution& exec, const Map<S>& map, int levels, std::int64_t tiles) {
   constexpr int kThreads = 32 << kWarpBits;
   constexpr std::size_t kExchange = std::size_t{kThreads} * kPitch * sizeof(Number<S>);
   constexpr std::size_t kShared = kExchange + (kAhead ? sizeof(S) << kTileBits<S, kWarpBits> : 0);
   static_assert(kShared <= 227 * 1024);
-  const auto kernel = fwht_kernel<S, Map, kWarpBits, kAhead>;
+  const auto kernel = fwht_kernel<S, Map, kWarpBits, kAhead, kWhole, kPair>;
   if (kShared > 48 * 1024)
     QUADRIC_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kShared)));
-  const std::int64_t most = kAhead ? multiprocessors() : std::numeric_limits<int>::max();
+  const std::int64_t most = kAhead ? multiprocessors() : std::numeric_limits<int>::max() / 2;
+  if (kPair) return launch_pairs(stream(exec), kernel, std::min(tiles, most), kThreads, kShared, map, levels, tiles);
   kernel<<<static_cast<unsigned>(std::min(tiles, most)), kThreads, kShared, stream(exec)>>>(map, levels, tiles);
   QUADRIC_CUDA_LAUNCHED();
 }
@@ -278,10 +306,11 @@ void launch(const Execution& exec, const Map<S>& map, int levels, std::int64_t t
     case 3:
       return launch<S, Map, 3, false>(exec, map, levels, tiles);
     default:
-      if constexpr (sizeof(S) < 8) {  // both would not fit
-        if (ready) return launch<S, Map, 4, true>(exec, map, levels, tiles);
+      constexpr bool kWhole = std::is_same_v<Map<S>, Vectors<S>>;  // no shorter vectors come here
+      if constexpr (sizeof(S) < 8) {                               // both would not fit
+        if (ready) return launch<S, Map, 4, true, kWhole>(exec, map, levels, tiles);
       }
-      return launch<S, Map, 4, false>(exec, map, levels, tiles);
+      return launch<S, Map, 4, false, kWhole>(exec, map, levels, tiles);
   }
 }
 
@@ -304,8 +333,13 @@ bool whole_packs(const S* data, std::initializer_list<std::int64_t> strides) {
 // `count` vectors of 2^log_size contiguous entries: the first bits of the positions, as many as are returned.
 template <class S>
 int transform_vectors(const Execution& exec, S* data, std::int64_t count, std::int64_t stride, int log_size) {
-  const int warp_bits = std::clamp(log_size - 5 - kHeld<S>, 1, 4), bits = 5 + kHeld<S> + warp_bits;
   const std::int64_t size = std::int64_t{1} << log_size;
+  if (log_size == kTileBits<S, 4> + 1) {
+    const Vectors<S> map{data, count << log_size, stride, log_size, true};
+    launch<S, Vectors, 4, false, true, true>(exec, map, log_size, count);
+    return log_size;
+  }
+  const int warp_bits = std::clamp(log_size - 5 - kHeld<S>, 1, 4), bits = 5 + kHeld<S> + warp_bits;
   const bool contiguous = count == 1 || stride == size;
   const Vectors<S> map{data, count << log_size, stride, log_size, contiguous || log_size >= bits};
   const bool ready = whole_packs(data, {contiguous ? size : stride, size});

@@ -12,36 +12,9 @@ namespace quadric::cuda::sketch {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr std::uint16_t kElsewhere = 0x7fff;  // of an entry in another chunk
 constexpr std::uint32_t kAll = 0xffffffffu;
 
 std::int64_t shared_bytes(const Lists& lists) { return 4 * (lists.padded + lists.room) + 2 * lists.room; }
-
-// codes[k * tile + i] = (row of the chunk) | (sign < 0) << 15 for block k of the chunk and row i of the tile.
-__device__ __forceinline__ void draw(const Lists& lists, std::uint64_t row, int count, std::int64_t chunk,
-                                     std::uint16_t* codes) {
-  const auto nnz = static_cast<std::uint64_t>(lists.nnz);
-  const auto k0 = static_cast<std::uint64_t>(lists.first_block(chunk));
-  const int blocks = lists.blocks(chunk), rows = lists.count_rows(chunk);
-  const std::int64_t skipped = lists.skipped(chunk);
-  const int each = nnz % 4 == 0 && k0 % 4 == 0 ? (blocks + 3) / 4 : (blocks + 6) / 4;  // groups of four words a row
-  for (int u = static_cast<int>(threadIdx.x); u < count * each; u += kThreads) {
-    const int i = u / each;
-    const std::uint64_t first = (row + static_cast<std::uint64_t>(i)) * nnz + k0;
-    const std::uint64_t group = first / 4 + static_cast<std::uint64_t>(u % each);
-    const random::Words words =
-        random::block_of_words(lists.seed, static_cast<std::uint32_t>(Draw::sparse_sign), group);
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const std::uint64_t number = 4 * group + static_cast<std::uint64_t>(e);
-      if (number < first || number >= first + static_cast<std::uint64_t>(blocks)) continue;
-      const int k = static_cast<int>(number - first);
-      const std::int64_t place = row_of(words.at[e], lists.block) + k * lists.block - skipped;
-      const bool here = place >= 0 && place < rows;
-      codes[k * lists.tile + i] = here ? static_cast<std::uint16_t>(place | (words.at[e] & 1) << 15) : kElsewhere;
-    }
-  }
-}
 
 // starts[r] = counts[0] + ... + counts[r - 1], and the table of the record.
 __device__ __forceinline__ void scan(std::uint32_t* starts, int size, std::uint32_t* table) {
@@ -91,7 +64,9 @@ __global__ void __launch_bounds__(kThreads)
 
   for (int r = thread; r < lists.padded; r += kThreads) next[r] = 0;
   if (thread == 0) total = 0;
-  draw(lists, first + static_cast<std::uint64_t>(t * lists.tile), count, chunk, codes);
+  draw<kThreads>(Drawn{lists.seed, lists.nnz, lists.block, lists.first_block(chunk), blocks, lists.skipped(chunk),
+                       lists.count_rows(chunk)},
+                 first + static_cast<std::uint64_t>(t * lists.tile), count, lists.tile, codes);
   __syncthreads();
   for (int k = 0; k < blocks; ++k)
     for (int i = thread; i < count; i += kThreads) {

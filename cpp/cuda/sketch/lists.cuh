@@ -24,6 +24,42 @@ __host__ __device__ inline std::int64_t row_of(std::uint32_t word, std::int64_t 
   return static_cast<std::int64_t>((static_cast<std::uint64_t>(word >> 1) * static_cast<std::uint64_t>(block)) >> 31);
 }
 
+// `blocks` blocks of S from block k0 on, and of their rows those from row `skipped` on, `rows` of them.
+struct Drawn {
+  std::uint64_t seed;
+  std::int64_t nnz, block, k0;
+  int blocks;
+  std::int64_t skipped;
+  int rows;
+};
+
+inline constexpr std::uint16_t kElsewhere = 0x7fff;  // of an entry in another row of S
+
+// codes[k * stride + i] = (row of S) | (sign < 0) << 15 for block k and row row + i of A, i < count, by a block of
+// kThreads threads.
+template <int kThreads>
+__device__ __forceinline__ void draw(const Drawn& from, std::uint64_t row, int count, int stride,
+                                     std::uint16_t* codes) {
+  const auto nnz = static_cast<std::uint64_t>(from.nnz), k0 = static_cast<std::uint64_t>(from.k0);
+  // Groups of four words for a row.
+  const int each = nnz % 4 == 0 && k0 % 4 == 0 ? (from.blocks + 3) / 4 : (from.blocks + 6) / 4;
+  for (int u = static_cast<int>(threadIdx.x); u < count * each; u += kThreads) {
+    const int i = u / each;
+    const std::uint64_t first = (row + static_cast<std::uint64_t>(i)) * nnz + k0;
+    const std::uint64_t group = first / 4 + static_cast<std::uint64_t>(u % each);
+    const random::Words words = random::block_of_words(from.seed, static_cast<std::uint32_t>(Draw::sparse_sign), group);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const std::uint64_t number = 4 * group + static_cast<std::uint64_t>(e);
+      if (number < first || number >= first + static_cast<std::uint64_t>(from.blocks)) continue;
+      const int k = static_cast<int>(number - first);
+      const std::int64_t place = row_of(words.at[e], from.block) + k * from.block - from.skipped;
+      const bool here = place >= 0 && place < from.rows;
+      codes[k * stride + i] = here ? static_cast<std::uint16_t>(place | (words.at[e] & 1) << 15) : kElsewhere;
+    }
+  }
+}
+
 struct Lists {
   std::uint64_t seed = 0;
   std::int64_t m = 0, nnz = 1, block = 1;  // block = m / nnz

@@ -406,12 +406,15 @@ void residual_gradient(const Execution& exec, const StoredMatrix& A, MatrixView<
   QUADRIC_REQUIRE(B == nullptr || (B->rows == n && B->cols == k), "b must have the rows of A and the columns of x");
   QUADRIC_REQUIRE(R == nullptr || (R->rows == n && R->cols == k), "r must have the rows of A and the columns of x");
   if (k == 0) return;
-  QUADRIC_CUDA(cudaMemsetAsync(norms, 0, static_cast<std::size_t>(k) * sizeof(double), stream(exec)));
-  if (G != nullptr && d > 0)
-    QUADRIC_CUDA(cudaMemsetAsync(G, 0, static_cast<std::size_t>(d * k) * sizeof(double), stream(exec)));
+  const bool vector = k == 1 && d <= kColumns * kMostThreads;
+  const auto clear = [&](double* sums, std::int64_t size) {
+    QUADRIC_CUDA(cudaMemsetAsync(sums, 0, static_cast<std::size_t>(size) * sizeof(double), stream(exec)));
+  };
+  if (n == 0) clear(norms, k);
+  if (G != nullptr && d > 0 && (n == 0 || !vector)) clear(G, d * k);
   if (n == 0) return;
   with_source<T>(A, [&](const auto& source) {
-    if (k == 1 && d <= kColumns * kMostThreads)
+    if (vector)
       vector_pass(exec, source, X, B, R, d > 0 ? G : nullptr, norms);
     else
       matrix_pass(exec, source, X, B, R, d > 0 ? G : nullptr, norms);

@@ -1,8 +1,10 @@
 // S A and S^T B for sparse signs.
 //
-// S A, n = 1e6, d = 256, m = 2048, 8 signs, float32. Floor: one read of A, 1 GB at 4.2 TB/s = 0.24 ms; 2e9 additions,
-// each with one read of shared memory: 8.2 GB at 128 bytes a cycle and multiprocessor, 29 TB/s, = 0.28 ms, and lists
-// and tables half as much again. To be reached: 0.5 ms.
+// S A by lists: any shape and strides, any number of signs. Where turns.cuh suits, sparse_sign_turns.cu is several
+// times faster: here the rows of a warp wait for the longest of their lists, which have about three entries each.
+// n = 1e6, d = 256, m = 2048, 8 signs, float32. Floor: one read of A, 1 GB at 4.2 TB/s = 0.24 ms; 2e9 additions, each
+// with one read of shared memory: 8.2 GB at 128 bytes a cycle and multiprocessor, 29 TB/s, = 0.28 ms, and lists and
+// tables half as much again. Measured: 2.5 ms.
 //
 // A block of threads has the sums of 128 bytes of up to 1024 rows of S A in its registers: eight threads a row, 16
 // bytes each, so that a read of a tile's row takes a whole cycle of shared memory and meets no conflict. Tiles of A
@@ -15,17 +17,16 @@
 
 #include "sketch/lists.cuh"
 #include "sketch/tiles.cuh"
+#include "sketch/turns.cuh"
 
 namespace quadric::cuda::sketch {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kRowShift = 7, kRowBytes = 1 << kRowShift, kLanes = kRowBytes / 16, kSlots = kThreads / kLanes;
-constexpr std::int64_t kShared = 232448;  // bytes of shared memory that a block of an H200 may have
-constexpr std::int64_t kSpare = 16;       // behind the records
+constexpr int kThreads = kTurnThreads;
+constexpr std::int64_t kSpare = 16;  // behind the records
 
 template <class T>
-inline constexpr int kWidth = kRowBytes / static_cast<int>(sizeof(T));  // columns of a tile
+inline constexpr int kWidth = kLine / static_cast<int>(sizeof(T));  // columns of a tile
 
 // ---- S A -----------------------------------------------------------------------------------------------------------
 
@@ -42,7 +43,7 @@ template <class S, class T, int kRows>
 __global__ void __launch_bounds__(kThreads, 1)
     sparse_sign_kernel(const Source<S> A, const Lists lists, const Batch batch, const Sums<T> sums) {
   extern __shared__ __align__(128) char shared[];
-  const int tile_bytes = lists.tile * kRowBytes, words = lists.words();
+  const int tile_bytes = lists.tile * kLine, words = lists.words();
   std::uint32_t* const all_records = reinterpret_cast<std::uint32_t*>(shared + 2 * tile_bytes);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes, slot = thread / kLanes;
   // Chunks of the same tile are neighbours, so that all but one find it in the second-level cache.
@@ -58,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const std::int64_t global = batch.first_tile + t;
     fill_tile<kLanes, kThreads>(
         A, global * lists.tile, lists.count(global), column, shared + buffer * tile_bytes,
-        [](int row) { return row * kRowBytes; }, T());
+        [](int row) { return row * kLine; }, T());
   };
 
   T sum[kRows][kPack<T>] = {};
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
       for (; left > 0; --left) {
         const std::uint32_t following = *++next;  // one too many at the end: there is a word behind the last record
-        const Pack<T> x = *reinterpret_cast<const Pack<T>*>(tile + (now << kRowShift));  // without its sign
+        const Pack<T> x = *reinterpret_cast<const Pack<T>*>(tile + (now << kLineShift));  // without its sign
         const T sign = unit<T>(now);
 #pragma unroll
         for (int e = 0; e < kPack<T>; ++e) sum[j][e] += sign * x.at[e];
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <class S, class T, int kRows>
 void launch(const Execution& exec, const Source<S>& A, const Lists& lists, const Batch& batch, const Sums<T>& sums) {
-  const std::int64_t bytes = 2 * (lists.tile * kRowBytes + 4 * lists.words()) + kSpare;
+  const std::int64_t bytes = 2 * (lists.tile * kLine + 4 * lists.words()) + kSpare;
   const std::int64_t columns = ceil_div(A.cols, kWidth<T>);
   const auto kernel = sparse_sign_kernel<S, T, kRows>;
   allow_shared(kernel, bytes);
@@ -125,7 +126,7 @@ template <class S, class T>
 void add_signs(const Execution& exec, const Source<S>& A, const Place& place, std::int64_t nnz,
                const MatrixView<T>& out) {
   const std::int64_t m = out.rows, d = A.cols;
-  const Lists lists(place.seed, A.rows, m, nnz, std::min<std::int64_t>(kShared, shared_limit()) - kSpare);
+  const Lists lists(place.seed, A.rows, m, nnz, std::min<std::int64_t>(kTurnShared, shared_limit()) - kSpare);
   Scratch scratch(exec);
   std::uint32_t* const records = scratch.get<std::uint32_t>(words_of_batch(lists));
   const auto parts_of = [&](const Batch& batch) {
@@ -288,7 +289,12 @@ void sparse_sign(const Execution& exec, const StoredMatrix& A, Place place, std:
   QUADRIC_REQUIRE(out.cols == A.cols, "out must have the columns of A");
   QUADRIC_REQUIRE(contiguous(out), "out must be contiguous");
   if (A.empty() || out.rows == 0) return;
-  with_source<T>(A, [&](const auto& from) { add_signs(exec, from, place, nnz, out); });
+  with_source<T>(A, [&](const auto& from) {
+    if (Turns::suit(from, out.rows, nnz))  // by the shape and the layout of A alone
+      add_signs_in_turns(exec, from, place, nnz, out);
+    else
+      add_signs(exec, from, place, nnz, out);
+  });
 }
 
 template <class T>
@@ -298,7 +304,7 @@ void sparse_sign_rows(const Execution& exec, MatrixView<const T> B, Place place,
   QUADRIC_REQUIRE(contiguous(out), "out must be contiguous");
   if (out.empty()) return;
   QUADRIC_REQUIRE(B.rows > 0, "B must have rows");
-  const std::int64_t room = (std::min<std::int64_t>(kShared, shared_limit()) - 4 * kCodes) / B.rows;  // bytes a row
+  const std::int64_t room = (std::min<std::int64_t>(kTurnShared, shared_limit()) - 4 * kCodes) / B.rows;  // bytes a row
   const std::int64_t wide = B.cols * static_cast<std::int64_t>(sizeof(T));
   if (nnz > kMostSigns || room < 16) {
     const auto grid = static_cast<unsigned>(std::min<std::int64_t>(ceil_div(out.rows * out.cols, kThreads), 1 << 16));

@@ -68,7 +68,8 @@ __device__ __forceinline__ void transform_rows(char* tile, int row, int step, in
   for (int i = 0; i < R; ++i) *reinterpret_cast<T*>(tile + offset(row + i * step)) = x[i];
 }
 
-template <class S, class T, int kEach>
+// kWhole: short transforms of whole tiles, which is nearly always so, and no branches are left in them.
+template <class S, class T, int kEach, bool kWhole>
 __global__ void __launch_bounds__(kThreads, 1) srht_kernel(const Source<S> A, const Samples<T> f) {
   constexpr int kWidth = kRowBytes / static_cast<int>(sizeof(T));
   constexpr int kRadix = kTile * kWidth / kThreads;  // 32 or 16: one transform of so many rows for each thread
@@ -82,13 +83,14 @@ __global__ void __launch_bounds__(kThreads, 1) srht_kernel(const Source<S> A, co
   const std::int64_t columns = (A.cols + kWidth - 1) / kWidth;
   const std::int64_t column = rest % columns * kWidth, part = rest / columns;
   const std::int64_t begin = f.tiles * part / f.parts, end = f.tiles * (part + 1) / f.parts;
+  const int levels = kWhole ? kLevels : f.levels;
   const std::int64_t first_sample = chunk * f.size;
   const int samples = f.m - first_sample < f.size ? static_cast<int>(f.m - first_sample) : f.size;
 
   for (int s = thread; s < kEach * kSlots; s += kThreads) {
     const auto sample = static_cast<std::uint64_t>(s < samples ? f.samples[first_sample + s] : 0);
-    const std::uint64_t block = sample >> f.levels;
-    table[s] = uint2{static_cast<std::uint32_t>(sample) & ((1u << f.levels) - 1), static_cast<std::uint32_t>(block)};
+    const std::uint64_t block = sample >> levels;
+    table[s] = uint2{static_cast<std::uint32_t>(sample) & ((1u << levels) - 1), static_cast<std::uint32_t>(block)};
     upper[s] = static_cast<std::uint32_t>(block >> 32);
   }
 
@@ -96,19 +98,36 @@ __global__ void __launch_bounds__(kThreads, 1) srht_kernel(const Source<S> A, co
     const std::int64_t left = A.rows - t * kTile;
     return left < kTile ? static_cast<int>(left) : kTile;
   };
+  const int lane = thread % kLanes, slot = thread / kLanes;
+  const bool plain = A.layout == Layout::packed && column + kWidth <= A.cols;
   const auto fetch = [&](std::int64_t t, char* to) {
-    if (t < end)
-      fill_tile<kLanes, kThreads>(A, t * kTile, rows_of(t), column, to, [](int row) { return offset(row); }, T());
+    if (t < end) {
+      const int count = rows_of(t);
+      if (std::is_same_v<S, T> && plain && count == kTile) {  // rows of a thread are a constant distance apart
+        const S* from = A.data + (t * kTile + slot) * A.row_stride + column + lane * kPack<T>;
+        char* const own = to + offset(slot) + lane * 16;
+#pragma unroll
+        for (int i = 0; i < kTile / kSlots; ++i) {
+          copy_async(own + i * offset(kSlots), from, 16);
+          from += kSlots * A.row_stride;
+        }
+      } else {
+        fill_tile<kLanes, kThreads>(A, t * kTile, count, column, to, [](int row) { return offset(row); }, T());
+      }
+    }
     end_group();
   };
   const int own = thread % kWidth * static_cast<int>(sizeof(T)), group = thread / kWidth;
   // Two groups of 16 rows that are read at a time come from different halves of the banks.
   const int near = kRadix == 32 ? group : (group & ~3) | (group & 1) << 1 | (group >> 1 & 1);
-  const int lane = thread % kLanes, slot = thread / kLanes;
+  // Words with the signs of the rows that this thread transforms first.
+  const auto signs_of = [&](std::int64_t t) { return f.signs + (f.bit + t * kTile + near * kRadix) / 32; };
+  const auto shift = static_cast<unsigned>((f.bit + near * kRadix) % 32);
 
   T sum[kEach][kPack<T>] = {};
   fetch(begin, shared);
   fetch(begin + 1, shared + kTileBytes);
+  std::uint32_t low_signs = signs_of(begin)[0], high_signs = signs_of(begin)[1];
   for (std::int64_t t = begin; t < end; ++t) {
     char* const raw = shared + (t - begin) % 2 * kTileBytes;
     const int count = rows_of(t);
@@ -116,9 +135,7 @@ __global__ void __launch_bounds__(kThreads, 1) srht_kernel(const Source<S> A, co
     __syncthreads();  // the tile is there, and what was in `work` is used
     {
       const int row = near * kRadix;
-      const std::int64_t at = f.bit + t * kTile + row;
-      const std::uint32_t* const words = f.signs + at / 32;
-      const std::uint32_t bits = __funnelshift_r(words[0], words[1], static_cast<unsigned>(at % 32));
+      const std::uint32_t bits = __funnelshift_r(low_signs, high_signs, shift);
       T x[kRadix];
 #pragma unroll
       for (int i = 0; i < kRadix; ++i)
@@ -128,28 +145,32 @@ __global__ void __launch_bounds__(kThreads, 1) srht_kernel(const Source<S> A, co
         for (int i = 0; i < kRadix; ++i)
           if (row + i >= count) x[i] = 0;
       }
-      transform(x, f.levels);
+      transform(x, levels);
 #pragma unroll
       for (int i = 0; i < kRadix; ++i) *reinterpret_cast<T*>(work + own + offset(row) + i * kRowBytes) = x[i];
     }
     __syncthreads();  // the tile is used
     fetch(t + 2, raw);
-    if (f.levels > kFirst) {
+    if (t + 1 < end) {
+      low_signs = signs_of(t + 1)[0];
+      high_signs = signs_of(t + 1)[1];
+    }
+    if (levels > kFirst) {
       if constexpr (kRadix == 32)
-        transform_rows<32, T>(work + own, group, 32, f.levels - 5);
+        transform_rows<32, T>(work + own, group, 32, levels - 5);
       else
-        transform_rows<16, T>(work + own, group / 16 * 256 + group % 16, 16, f.levels - 4);
+        transform_rows<16, T>(work + own, group / 16 * 256 + group % 16, 16, levels - 4);
       __syncthreads();
     }
     if constexpr (kRadix == 16) {
-      if (f.levels > 8) {
+      if (levels > 8) {
         for (int row = group; row < 256; row += kThreads / kWidth)
-          transform_rows<4, T>(work + own, row, 256, f.levels - 8);
+          transform_rows<4, T>(work + own, row, 256, levels - 8);
         __syncthreads();
       }
     }
-    const std::uint64_t number = static_cast<std::uint64_t>(f.first + t * kTile) >> f.levels;
-    for (int q = 0; q << f.levels < count; ++q) {
+    const std::uint64_t number = static_cast<std::uint64_t>(f.first + t * kTile) >> levels;
+    for (int q = 0; q << levels < count; ++q) {
       const std::uint64_t block = number + static_cast<std::uint64_t>(q);
       const auto low = static_cast<std::uint32_t>(block), high = static_cast<std::uint32_t>(block >> 32);
 #pragma unroll
@@ -158,7 +179,7 @@ __global__ void __launch_bounds__(kThreads, 1) srht_kernel(const Source<S> A, co
         std::uint32_t both = sample.y & low;
         if (f.wide) both ^= upper[slot + kSlots * j] & high;  // as many bits, but for an even number
         const T sign = unit<T>(static_cast<std::uint32_t>(__popc(both)) << 31);
-        const int row = (q << f.levels) + static_cast<int>(sample.x);
+        const int row = (q << levels) + static_cast<int>(sample.x);
         const Pack<T> x = *reinterpret_cast<const Pack<T>*>(work + offset(row) + lane * 16);
 #pragma unroll
         for (int e = 0; e < kPack<T>; ++e) sum[j][e] += sign * x.at[e];
@@ -183,7 +204,7 @@ template <class S, class T, int kEach>
 void launch(const Execution& exec, const Source<S>& A, const Samples<T>& f) {
   constexpr std::int64_t kBytes = 3 * kTileBytes + kEach * kSlots * 12;
   const std::int64_t columns = ceil_div(A.cols, kRowBytes / static_cast<int>(sizeof(T)));
-  const auto kernel = srht_kernel<S, T, kEach>;
+  const auto kernel = f.levels == kLevels ? srht_kernel<S, T, kEach, true> : srht_kernel<S, T, kEach, false>;
   allow_shared(kernel, kBytes);
   kernel<<<grid_of(f.chunks * columns * f.parts), kThreads, kBytes, stream(exec)>>>(A, f);
   QUADRIC_CUDA_LAUNCHED();

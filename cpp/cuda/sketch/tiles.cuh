@@ -104,21 +104,31 @@ void with_source(const StoredMatrix& A, const Body& body) {
 
 // ---- tiles ---------------------------------------------------------------------------------------------------------
 
+// The bits of four entries of 16 bits that begin at a multiple of 8 bytes, or of the first `count` if those are fewer.
+template <class S>
+__device__ __forceinline__ uint2 read_bits(const S* from, std::int64_t count) {
+  static_assert(sizeof(S) == 2);
+  if (count >= 4) return __ldg(reinterpret_cast<const uint2*>(from));
+  std::uint32_t at[4];
+#pragma unroll
+  for (int e = 0; e < 4; ++e) at[e] = e < count ? from[e].bits : 0;
+  return uint2{at[0] | at[1] << 16, at[2] | at[3] << 16};
+}
+
+template <class S>
+__device__ __forceinline__ Pack<float> widened(uint2 bits) {
+  return {{widened(S{static_cast<std::uint16_t>(bits.x)}), widened(S{static_cast<std::uint16_t>(bits.x >> 16)}),
+           widened(S{static_cast<std::uint16_t>(bits.y)}), widened(S{static_cast<std::uint16_t>(bits.y >> 16)})}};
+}
+
 // One pack of a tile: entries (row, column) to (row, column + kPack<T> - 1) as far as they are there.
 template <class S, class T>
 __device__ __forceinline__ Pack<T> read_pack(const Source<S>& A, std::int64_t row, std::int64_t column) {
-  Pack<T> pack;
   const S* const from = A.data + row * A.row_stride + column * A.col_stride;
   if constexpr (sizeof(S) == 2) {
-    if (A.layout == Layout::packed && column + kPack<T> <= A.cols) {
-      const uint2 bits = __ldg(reinterpret_cast<const uint2*>(from));
-      pack.at[0] = widened(S{static_cast<std::uint16_t>(bits.x)});
-      pack.at[1] = widened(S{static_cast<std::uint16_t>(bits.x >> 16)});
-      pack.at[2] = widened(S{static_cast<std::uint16_t>(bits.y)});
-      pack.at[3] = widened(S{static_cast<std::uint16_t>(bits.y >> 16)});
-      return pack;
-    }
+    if (A.layout == Layout::packed) return widened<S>(read_bits(from, A.cols - column));
   }
+  Pack<T> pack;
 #pragma unroll
   for (int e = 0; e < kPack<T>; ++e) pack.at[e] = column + e < A.cols ? widened(from[e * A.col_stride]) : T(0);
   return pack;
@@ -136,10 +146,9 @@ __device__ __forceinline__ void fill_tile(const Source<S>& A, std::int64_t first
       const std::int64_t mine = column + thread % kPacks * kPack<T>;  // the same in all steps
       const std::int64_t left = (A.cols - mine) * static_cast<std::int64_t>(sizeof(T));
       if (left > 0) {
-        const int bytes = left < 16 ? static_cast<int>(left) : 16;
         const T* from = A.data + (first + thread / kPacks) * A.row_stride + mine;
         for (int row = thread / kPacks; row < count; row += kThreads / kPacks) {
-          copy_async(to + offset(row) + thread % kPacks * 16, from, bytes);
+          copy_async(to + offset(row) + thread % kPacks * 16, from, left < 16 ? static_cast<int>(left) : 16);
           from += kThreads / kPacks * A.row_stride;
         }
       }

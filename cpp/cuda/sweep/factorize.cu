@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(kThreads) read_diagonals(std::int64_t n, const
       counts[t] += counts[t + half];
     }
   }
-  if (t == 0) shift[k] = damping * sums[0] / max(counts[0], 1);
+  if (t == 0) shift[k] = damping * sums[0] / counts[0];  // NaN without a live input
 }
 
 // The place of each column in the sweep: its own, or by falling diagonal, the first column first among equals. NaN
@@ -299,7 +299,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (j >= n) continue;
     order[k * n + place] = j;
-    damped[k * n + place] = dead[k * n + j] ? 1.0 : mine + shift[k];
+    damped[k * n + place] = !dead[k * n + j] ? mine + shift[k] : isnan(shift[k]) ? 0.0 : 1.0;
     if (index != nullptr) index[k * n + j] = group[place];
   }
 }
@@ -332,29 +332,30 @@ __global__ void find_pivot(std::int64_t n, const T* A, const int* info, std::int
   if (threadIdx.x == 0) pivot[k] = first < n ? n - 1 - first : -1;
 }
 
-// The strict lower triangle becomes zero; after a failure the upper one takes back what it was, which is there.
-// Blocks of 32 x 8 threads; gridDim.y matrices at a time.
+// The strict lower triangle becomes zero; after a failure the upper one takes back what it was, if that is there, or
+// the matrix becomes that of ones on the diagonal. Blocks of 32 x 8 threads; gridDim.y matrices at a time.
 template <class T>
 __global__ void clear_or_restore(std::int64_t count, std::int64_t n, std::int64_t tiles, const std::int64_t* pivot,
-                                 T* A_) {
+                                 bool there, T* A_) {
   __shared__ T tile[kTile][kTile + 1];
   const int x = static_cast<int>(threadIdx.x);
   for (std::int64_t k = blockIdx.y; k < count; k += gridDim.y) {
     T* const A = A_ + k * n * n;
-    const bool failed = pivot[k] >= 0;
+    const bool failed = pivot[k] >= 0, restores = failed && there;
     for (std::int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
       const LowerEntry<std::int64_t> at = lower_entry<double>(t);
       const std::int64_t r0 = at.row * kTile, c0 = at.column * kTile;
       for (int y = static_cast<int>(threadIdx.y); y < kTile; y += kRows) {
         const std::int64_t i = r0 + y, j = c0 + x;
-        if (i < n && j < i) {
-          if (failed)
-            tile[y][x] = A[i * n + j];
-          else
-            A[i * n + j] = T(0);
+        if (i >= n || j > i) continue;
+        if (restores) {
+          tile[y][x] = A[i * n + j];
+        } else {
+          if (j < i) A[i * n + j] = T(0);
+          if (failed) A[j * n + i] = T(i == j ? 1 : 0);
         }
       }
-      if (!failed) continue;
+      if (!restores) continue;
       __syncthreads();
       for (int y = static_cast<int>(threadIdx.y); y < kTile; y += kRows) {
         const std::int64_t i = r0 + x, j = c0 + y;
@@ -376,7 +377,8 @@ void factor(const Execution& exec, std::int64_t count, std::int64_t n, T* A, con
   QUADRIC_CUDA_LAUNCHED();
   // One matrix fills the device only through the many small kernels of cuSOLVER, which wait for one another; several
   // do it together, a block of columns of all of them at a time.
-  if (count >= 4 && (n <= 512 || count * n >= 16384)) {
+  const bool together = count >= 4 && (n <= 512 || count * n >= 16384);
+  if (together) {
     potrf_batch(exec, scratch, count, n, A, info);
   } else {
     // Row by row our upper triangle is the lower one, column by column.
@@ -387,7 +389,7 @@ void factor(const Execution& exec, std::int64_t count, std::int64_t n, T* A, con
   QUADRIC_CUDA_LAUNCHED();
   const std::int64_t tiles = packed(ceil_div(n, kTile));
   const unsigned each = blocks(std::min(tiles, std::max<std::int64_t>(kClearing / count, 32)));
-  clear_or_restore<T><<<dim3(each, some), dim3(kTile, kRows), 0, stream(exec)>>>(count, n, tiles, pivot, A);
+  clear_or_restore<T><<<dim3(each, some), dim3(kTile, kRows), 0, stream(exec)>>>(count, n, tiles, pivot, !together, A);
   QUADRIC_CUDA_LAUNCHED();
 }
 
@@ -473,6 +475,20 @@ void cholesky_batch(const Execution& exec, std::int64_t count, std::int64_t n, T
   factor(exec, count, n, A, diagonal, pivot);
 }
 
+template <class T>
+void factorize_batch(const Execution& exec, std::int64_t count, std::int64_t n, const T* H, double damping,
+                     bool activation, const std::int32_t* group, T* A, std::int64_t* order, bool* dead,
+                     double* original, std::int32_t* index, double* defects, std::int64_t* pivots) {
+  Scratch scratch(exec);
+  if (dead == nullptr) dead = scratch.get<bool>(count * n);
+  if (original == nullptr) original = scratch.get<double>(count * n);
+  double* const damped = scratch.get<double>(count * n);
+  symmetry_defect_batch(exec, count, n, H, defects);
+  arrange(exec, count, n, H, damping, activation, group, order, dead, original, damped, index);
+  gather_batch(exec, count, n, H, order, dead, A);
+  cholesky_batch(exec, count, n, A, damped, pivots);
+}
+
 #define QUADRIC_INSTANTIATE(T)                                                                                        \
   template QUADRIC_API void symmetry_defect(const Execution&, MatrixView<const T>, double*);                          \
   template QUADRIC_API void gather(const Execution&, MatrixView<const T>, const std::int64_t*, MatrixView<T>);        \
@@ -483,7 +499,10 @@ void cholesky_batch(const Execution& exec, std::int64_t count, std::int64_t n, T
                                          const bool*, T*);                                                            \
   template QUADRIC_API void cholesky(const Execution&, MatrixView<T>, const double*, std::int64_t*);                  \
   template QUADRIC_API void cholesky_batch(const Execution&, std::int64_t, std::int64_t, T*, const double*,           \
-                                           std::int64_t*);
+                                           std::int64_t*);                                                            \
+  template QUADRIC_API void factorize_batch(const Execution&, std::int64_t, std::int64_t, const T*, double, bool,     \
+                                            const std::int32_t*, T*, std::int64_t*, bool*, double*, std::int32_t*,    \
+                                            double*, std::int64_t*);
 QUADRIC_INSTANTIATE(float)
 QUADRIC_INSTANTIATE(double)
 

@@ -19,11 +19,10 @@ constexpr int kThreads = 256;              // for a block on the diagonal
 constexpr int kChunk = 32;                 // columns that a thread holds in registers
 constexpr std::int64_t kMatrices = 32768;  // of one launch
 
-// The block on the diagonal of matrix blockIdx.x: M(k + i, k + j) at a[(k + j) n + k + i], minus what `before` holds.
-// before: kBlock x kBlock column by column, for each matrix; its lower triangle counts, null for nothing.
+// The block on the diagonal of matrix blockIdx.x: M(k + i, k + j) at a[(k + j) n + k + i].
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    factor_diagonal(std::int64_t n, std::int64_t k, int width, const T* before, T* A, int* info) {
+    factor_diagonal(std::int64_t n, std::int64_t k, int width, T* A, int* info) {
   extern __shared__ double shared[];
   __shared__ int failed;
   T* const l = reinterpret_cast<T*>(shared);
@@ -32,10 +31,6 @@ __global__ void __launch_bounds__(kThreads)
   const int i = static_cast<int>(threadIdx.x) % kBlock, j0 = static_cast<int>(threadIdx.x) / kBlock;
   if (i < width)
     for (int j = j0; j <= i; j += kThreads / kBlock) l[packed(i) + j] = a[j * n + i];
-  if (before != nullptr && i < width) {
-    const T* const sum = before + static_cast<std::int64_t>(blockIdx.x) * kBlock * kBlock;
-    for (int j = j0; j <= i; j += kThreads / kBlock) l[packed(i) + j] -= sum[j * kBlock + i];
-  }
   if (threadIdx.x == 0) failed = -1;
   __syncthreads();
   small::cholesky_block(l, width, reciprocal, &failed);
@@ -100,21 +95,23 @@ __global__ void __launch_bounds__(kBlock) solve_below(std::int64_t n, std::int64
   }
 }
 
-cublasStatus_t gemm(cublasHandle_t handle, int m, int n, int k, float alpha, const float* A, const float* B, int ld,
-                    std::int64_t stride, float beta, float* C, int ldc, std::int64_t stride_c, int count) {
-  return cublasSgemmStridedBatched(handle, CUBLAS_OP_N, CUBLAS_OP_T, m, n, k, &alpha, A, ld, stride, B, ld, stride,
-                                   &beta, C, ldc, stride_c, count);
+// C -= A B^T
+cublasStatus_t gemm(cublasHandle_t handle, int m, int n, int k, const float* A, const float* B, int ld,
+                    std::int64_t stride, float* C, int count) {
+  const float minus = -1, one = 1;
+  return cublasSgemmStridedBatched(handle, CUBLAS_OP_N, CUBLAS_OP_T, m, n, k, &minus, A, ld, stride, B, ld, stride,
+                                   &one, C, ld, stride, count);
 }
 
-cublasStatus_t gemm(cublasHandle_t handle, int m, int n, int k, double alpha, const double* A, const double* B, int ld,
-                    std::int64_t stride, double beta, double* C, int ldc, std::int64_t stride_c, int count) {
-  return cublasDgemmStridedBatched(handle, CUBLAS_OP_N, CUBLAS_OP_T, m, n, k, &alpha, A, ld, stride, B, ld, stride,
-                                   &beta, C, ldc, stride_c, count);
+cublasStatus_t gemm(cublasHandle_t handle, int m, int n, int k, const double* A, const double* B, int ld,
+                    std::int64_t stride, double* C, int count) {
+  const double minus = -1, one = 1;
+  return cublasDgemmStridedBatched(handle, CUBLAS_OP_N, CUBLAS_OP_T, m, n, k, &minus, A, ld, stride, B, ld, stride,
+                                   &one, C, ld, stride, count);
 }
 
 template <class T>
-void factor(const Execution& exec, cublasHandle_t handle, T* before, std::int64_t count, std::int64_t n, T* A,
-            int* info) {
+void factor(const Execution& exec, cublasHandle_t handle, std::int64_t count, std::int64_t n, T* A, int* info) {
   constexpr int diagonal_bytes = (packed(kBlock) + kBlock) * static_cast<int>(sizeof(T));
   constexpr int below_bytes = (kBlock * kBlock + kBlock) * static_cast<int>(sizeof(T));
   QUADRIC_CUDA(cudaFuncSetAttribute(factor_diagonal<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, diagonal_bytes));
@@ -124,16 +121,9 @@ void factor(const Execution& exec, cublasHandle_t handle, T* before, std::int64_
     const int width = static_cast<int>(std::min<std::int64_t>(kBlock, n - k)), depth = static_cast<int>(k);
     const int below = static_cast<int>(n - k) - width;
     const T* const rows = A + k;  // M(k, 0)
-    if (k > 0) {
-      // To memory of its own, as a product in place would write above the diagonal.
-      QUADRIC_CUDA(gemm(handle, width, width, depth, T(1), rows, rows, ld, n * n, T(0), before, kBlock, kBlock * kBlock,
-                        matrices));
-      if (below > 0)
-        QUADRIC_CUDA(gemm(handle, below, width, depth, T(-1), rows + width, rows, ld, n * n, T(1),
-                          A + k * n + k + width, ld, n * n, matrices));
-    }
-    factor_diagonal<T><<<static_cast<unsigned>(count), kThreads, diagonal_bytes, stream(exec)>>>(
-        n, k, width, k > 0 ? before : nullptr, A, info);
+    if (k > 0)
+      QUADRIC_CUDA(gemm(handle, width + below, width, depth, rows, rows, ld, n * n, A + k * (n + 1), matrices));
+    factor_diagonal<T><<<static_cast<unsigned>(count), kThreads, diagonal_bytes, stream(exec)>>>(n, k, width, A, info);
     QUADRIC_CUDA_LAUNCHED();
     if (below == 0) continue;
     const dim3 grid(static_cast<unsigned>((below + kBlock - 1) / kBlock), static_cast<unsigned>(count));
@@ -147,9 +137,8 @@ void factor(const Execution& exec, cublasHandle_t handle, T* before, std::int64_
 template <class T>
 void potrf_batch(const Execution& exec, Scratch& scratch, std::int64_t count, std::int64_t n, T* A, int* info) {
   cublasHandle_t handle = blas(exec, scratch);
-  T* const before = scratch.get<T>(std::min(count, kMatrices) * kBlock * kBlock);
   for (std::int64_t first = 0; first < count; first += kMatrices)
-    factor(exec, handle, before, std::min(kMatrices, count - first), n, A + first * n * n, info + first);
+    factor(exec, handle, std::min(kMatrices, count - first), n, A + first * n * n, info + first);
 }
 
 template void potrf_batch(const Execution&, Scratch&, std::int64_t, std::int64_t, float*, int*);

@@ -1,25 +1,32 @@
 // The sweep: kernels for blocks of columns, and products that bring the errors of the finished columns to the others.
 //
-// Floor: m n^2 flops at 50 TFLOP/s, 1.4 ms for 4096 x 4096. Products within a panel of 512 columns have a depth of 128
-// and take 1/8 of these flops at about half the rate; those that leave the panel have a depth of 512. With 32 blocks of
-// 34 us (block.cu), which leave the device half empty, this is 3 ms one after the other. So the chain of blocks runs on
-// a stream of its own, ahead: of what leaves a panel it takes along only the next panel's part, and the rest follows on
-// the caller's stream while the next panel is swept. That should reach 2.2 ms.
+// Floor: m n^2 flops, for 4096 x 4096 1.4 ms at 50 TFLOP/s, 0.55 ms where float32 is split (split.hpp). Products within
+// a panel of 512 columns have a depth of 128 and take 1/8 of these flops at about half the rate of float32; those that
+// leave the panel have a depth of 512, which is worth the splitting. With 32 blocks of 40 us (block.cu), which leave
+// the device half empty, this is 2.3 ms one after the other. So the chain of blocks runs on a stream of its own, ahead:
+// of what leaves a panel it takes along only the next panel's part, and the rest follows on the caller's stream while
+// the next panel is swept. That should reach 1.9 ms.
 #include "quadric/cuda/sweep.hpp"
 
 #include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <type_traits>
 
 #include "require.hpp"
 #include "sweep/arguments.hpp"
 #include "sweep/kernels.hpp"
 #include "sweep/launch.cuh"
 #include "sweep/plan.hpp"
+#include "sweep/split.hpp"
 
 namespace quadric::cuda::sweep {
 namespace {
+
+// Rows and columns of a product, in the harmonic mean of two, from which on splitting pays: 16 bytes for each number
+// of its operands against half the time of the product or more.
+constexpr std::int64_t kSplitFrom = 256;
 
 template <class T>
 void check(std::int64_t count, const MatrixView<const T>& W, bool identity, const std::int64_t* order,
@@ -99,6 +106,7 @@ class Sweep {
       } else {
         chain_blas_ = blas_;
       }
+      get_parts();
     }
     std::int64_t widest = 0;  // of the ranges whose current weights are solved for
     if (!plan_.grids_inside)
@@ -123,7 +131,8 @@ class Sweep {
     for (std::size_t k = 0; k + 1 < plan_.blocks.size(); ++k) {
       const std::int64_t begin = plan_.blocks[k], end = plan_.blocks[k + 1];
       if (begin == plan_.panels[panel + 1]) ++panel;
-      const std::int64_t panel_begin = plan_.panels[panel], panel_end = plan_.panels[panel + 1];
+      const std::int64_t panel_end = plan_.panels[panel + 1];
+      if (begin == plan_.panels[panel] && splits(panel)) split_factor(panel);
       if (!plan_.grids_inside && grids != plan_.grids.end() && grids->begin == begin) find_grids(*grids++);
       if (!plan_.masks_inside && masks != plan_.masks.end() && masks->begin == begin) find_mask(*masks++);
       task_.begin = begin;
@@ -133,10 +142,8 @@ class Sweep {
       if (job_.a == nullptr) continue;
       if (end < panel_end)
         pass_on(chain_blas_, begin, end, end, panel_end);
-      else if (end < n_ && !beside_)
-        pass_on(blas_, panel_begin, end, end, n_);
       else if (end < n_)
-        leave_panel(panel_begin, end, plan_.panels[panel + 2]);
+        leave_panel(panel);
     }
   }
 
@@ -156,14 +163,74 @@ class Sweep {
   // The stream that blocks come one after the other on.
   const Execution& chain() const { return beside_ ? beside_->exec() : caller_; }
 
-  // The errors of the panel [from, to) go to the next panel, up to `next`, at once and to the others on the side.
-  void leave_panel(std::int64_t from, std::int64_t to, std::int64_t next) {
-    beside_->mark();  // the errors are there
-    beside_->wait();  // for what the panels before have left to the next panel
-    pass_on(chain_blas_, from, to, to, next);
+  // The errors of a panel go to the next one at once and to the others on the side.
+  void leave_panel(std::size_t panel) {
+    const std::int64_t end = plan_.panels[panel + 1], next = beside_ ? plan_.panels[panel + 2] : n_;
+    if (beside_) beside_->wait();  // for what the panels before have left to the next one, and for the factor's parts
+    if (splits(panel)) split_errors(panel);
+    if (beside_) beside_->mark();  // the errors are there
+    leave(chain_blas_, panel, end, next);
     if (next == n_) return;
     beside_->let_caller_wait_for_mark();
-    pass_on(blas_, from, to, next, n_);
+    leave(blas_, panel, next, n_);
+  }
+
+  // To columns [begin, end), behind the panel.
+  void leave(cublasHandle_t handle, std::size_t panel, std::int64_t begin, std::int64_t end) {
+    if constexpr (std::is_same_v<T, float>) {
+      if (splits(panel)) {
+        const Columns<std::uint16_t> R = factor_parts(panel);
+        return multiply_parts(handle, count_, m_, end - begin, depth(panel), {errors_, job_.rows, errors_apart(panel)},
+                              {R.data + (n_ - end) * R.ld, R.ld, R.stride}, panel == 0 ? 0.0F : 1.0F,
+                              {sums(end - 1), job_.rows, n_ * job_.rows});
+      }
+    }
+    pass_on(handle, plan_.panels[panel], plan_.panels[panel + 1], begin, end);
+  }
+
+  std::int64_t depth(std::size_t panel) const { return plan_.panels[panel + 1] - plan_.panels[panel]; }
+  std::int64_t behind(std::size_t panel) const { return n_ - plan_.panels[panel + 1]; }
+
+  // Whether what leaves the panel is worth the splitting of its operands.
+  bool splits(std::size_t panel) const {
+    const std::int64_t columns = behind(panel);
+    return std::is_same_v<T, float> && job_.a != nullptr && depth(panel) <= kMostPanel &&
+           m_ * columns > kSplitFrom * (m_ + columns);
+  }
+
+  std::int64_t errors_apart(std::size_t panel) const { return kSegments * depth(panel) * job_.rows; }
+
+  // The parts of the factor right of the panel: columns as in `a`, from the last one on. The caller's stream makes
+  // those of a panel while the chain may still read those of the one before.
+  Columns<std::uint16_t> factor_parts(std::size_t panel) const {
+    const std::int64_t ld = (kSegments * depth(panel) + 7) / 8 * 8;
+    return {factor_[panel % 2], ld, ld * behind(panel)};
+  }
+
+  void get_parts() {
+    std::int64_t errors = 0, factor[2] = {};
+    for (std::size_t panel = 0; panel + 2 < plan_.panels.size(); ++panel) {
+      if (!splits(panel)) continue;
+      errors = std::max(errors, errors_apart(panel));
+      factor[panel % 2] = std::max(factor[panel % 2], factor_parts(panel).stride);
+    }
+    if (errors > 0) errors_ = scratch_.template get<std::uint16_t>(count_ * errors);
+    for (int i = 0; i < 2; ++i)
+      if (factor[i] > 0) factor_[i] = scratch_.template get<std::uint16_t>(count_ * factor[i]);
+  }
+
+  void split_factor(std::size_t panel) {
+    if constexpr (std::is_same_v<T, float>)
+      split(caller_, Side::right, count_, behind(panel), depth(panel),
+            {factor(plan_.panels[panel + 1] - 1, n_ - 1), n_, n_ * n_}, factor_parts(panel), depth(panel));
+  }
+
+  // The columns of the panel are one piece of memory.
+  void split_errors(std::size_t panel) {
+    const std::int64_t size = depth(panel) * job_.rows;
+    if constexpr (std::is_same_v<T, float>)
+      split(chain(), Side::left, count_, 1, size, {sums(plan_.panels[panel + 1] - 1), 0, n_ * job_.rows},
+            {errors_, 0, errors_apart(panel)}, size);
   }
 
   // C of columns [begin, end) += D R of columns [from, to). The first products of all set C.
@@ -232,6 +299,8 @@ class Sweep {
   Scratch scratch_;
   std::optional<Beside> beside_;  // ends before its memory does
   cublasHandle_t blas_ = nullptr, chain_blas_ = nullptr;
+  std::uint16_t* errors_ = nullptr;  // parts of the errors of a panel
+  std::uint16_t* factor_[2] = {};    // of the factor, by turns
   BlockTask<T> task_;
   T* scores_ = nullptr;
   std::uint8_t* kept_ = nullptr;

@@ -1,4 +1,4 @@
-// Instructions that the passes from points use directly: copies into shared memory, barriers of some warps, messages
+// Instructions that the passes use directly: copies into shared memory, barriers of some warps, messages
 // between the blocks of a cluster, products of matrices.
 #pragma once
 
@@ -30,6 +30,19 @@ __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// Copies a multiple of 16 bytes, aligned to 16, to shared memory, as one thread orders; `barrier` counts the bytes.
+__device__ __forceinline__ void copy_bulk(void* to, const void* from, unsigned bytes, std::uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
+// An arrival at `barrier` once all copies that this thread has begun by copy_async are there.
+__device__ __forceinline__ void arrive_after_copies(std::uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
 // Barrier `id`, 1 to 15, of `threads` threads.
 __device__ __forceinline__ void sync_some(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -51,14 +64,44 @@ __device__ __forceinline__ void sync_cluster() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
-// A mailbox's barrier: a round ends with one arrival and as many bytes as that announced.
-__device__ __forceinline__ void open_mail(std::uint64_t* barrier) {
-  asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+// A mailbox's barrier: a round ends with so many arrivals and as many bytes as they announced.
+__device__ __forceinline__ void open_mail(std::uint64_t* barrier, unsigned arrivals = 1) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
 __device__ __forceinline__ void publish_mail() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 __device__ __forceinline__ void expect_mail(std::uint64_t* barrier, unsigned bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
+}
+__device__ __forceinline__ void arrive(std::uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+// For what comes from this block and from copy_bulk: whether the round of this parity has ended.
+__device__ __forceinline__ bool ended(std::uint64_t* barrier, unsigned parity) {
+  unsigned done;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "}"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+// Until the round of this parity has ended; the first-level cache stays as it is, so that only what has come to shared
+// memory may be read.
+__device__ __forceinline__ void wait_round(std::uint64_t* barrier, unsigned parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
 }
 __device__ __forceinline__ void wait_mail(std::uint64_t* barrier, unsigned parity) {
   asm volatile(
@@ -83,6 +126,17 @@ __device__ __forceinline__ void send(float* to, float value, std::uint64_t* barr
       "r"(__float_as_uint(value)), "r"(shared_address(barrier)), "r"(rank)
       : "memory");
 }
+__device__ __forceinline__ void send(double* to, double value, std::uint64_t* barrier, unsigned rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there, told;\n"
+      "mapa.shared::cluster.u32 there, %0, %3;\n"
+      "mapa.shared::cluster.u32 told, %2, %3;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [there], %1, [told];\n"
+      "}" ::"r"(shared_address(to)),
+      "l"(__double_as_longlong(value)), "r"(shared_address(barrier)), "r"(rank)
+      : "memory");
+}
 
 // Writes `value` to block `rank` of the cluster, where that block has `to`; it is there after sync_cluster.
 __device__ __forceinline__ void put(float* to, float value, unsigned rank) {
@@ -94,6 +148,15 @@ __device__ __forceinline__ void put(float* to, float value, unsigned rank) {
       "}" ::"r"(shared_address(to)),
       "f"(value), "r"(rank)
       : "memory");
+}
+
+// ---- kernels that follow each other --------------------------------------------------------------------------------
+
+// Of a kernel that launch_early (launch.hpp) has begun: until all before it in the stream have ended.
+__device__ __forceinline__ void wait_for_earlier_kernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// The next kernel may begin once all blocks of this one have come here.
+__device__ __forceinline__ void let_next_kernel_begin() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 // ---- products ------------------------------------------------------------------------------------------------------
@@ -115,40 +178,44 @@ __device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], 
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-#define QUADRIC_WIDE_PRODUCTS  // of whole groups of four warps, from shared memory: only in code for sm_90a
-// Where rows of 64 float16 begin in shared memory, each row's pieces of 8 exchanged by swizzled() of points_tensor.cu;
-// the first of 8 rows is aligned to 1024 bytes. 16 coordinates on is two more.
+#define QUADRIC_WIDE_PRODUCTS  // of four warps together, with one factor in shared memory: only in code for sm_90a
+// Where rows of `kWidth` float16 (16, 32 or 64) begin in shared memory that are in the order of half_place() of
+// points.cuh; the first of 8 rows is aligned to their bytes. 16 coordinates on is two more.
+template <int kWidth>
 __device__ __forceinline__ std::uint64_t swizzled_rows(const void* p) {
-  return (std::uint64_t{1} << 62) | (std::uint64_t{1024 >> 4} << 32) | (std::uint64_t{1} << 16) |
-         (shared_address(p) >> 4 & 0x3fff);
+  constexpr std::uint64_t kPattern = kWidth == 64 ? 1 : kWidth == 32 ? 2 : 3;
+  // The shuffle tells the compiler that all lanes have the same: it computes with it in uniform registers then.
+  const unsigned place = __shfl_sync(~0U, shared_address(p) >> 4 & 0x3fff, 0);
+  return kPattern << 62 | std::uint64_t{kWidth} << 32 | std::uint64_t{1} << 16 | place;
 }
-// Between ordinary or asynchronous copies into shared memory and the barrier before products of it.
-__device__ __forceinline__ void publish_for_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Before the first product after registers that it reads or writes were used otherwise.
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void end_products() {
-  asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+__device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Until at most `kPending` groups of products are under way.
+template <int kPending>
+__device__ __forceinline__ void wait_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
-// c += a b^T over 16 coordinates, 64 rows of a and 128 of b, by four warps: warp w has rows 16 w + lane / 4 + 8 h and
-// columns 8 k + 2 (lane % 4) + l in c[k][2 h + l].
-__device__ __forceinline__ void multiply_wide(float (&c)[16][4], std::uint64_t a, std::uint64_t b) {
+// Keeps what reads x behind what comes before this.
+__device__ __forceinline__ void hold(float& x) { asm volatile("" : "+f"(x)::"memory"); }
+// c = a b^T over 16 coordinates, or c += with `add`: 64 rows of a, in the registers of four warps as multiply() has
+// them, and 64 of b; warp w has rows 16 w + lane / 4 + 8 h and columns 8 k + 2 (lane % 4) + l in c[k][2 h + l].
+__device__ __forceinline__ void multiply_wide(float (&c)[8][4], const unsigned (&a)[4], std::uint64_t b, bool add) {
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
-      "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "
-      "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "
-      "%59, %60, %61, %62, %63"
-      "}, %64, %65, 1, 1, 1, 0, 0;"
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+      "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, {%32, %33, %34, %35}, %36, add, 1, 1, 0;\n"
+      "}"
       : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]),
         "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]), "+f"(c[3][1]),
         "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]), "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]),
         "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]), "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]),
-        "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]), "+f"(c[7][3]), "+f"(c[8][0]), "+f"(c[8][1]), "+f"(c[8][2]),
-        "+f"(c[8][3]), "+f"(c[9][0]), "+f"(c[9][1]), "+f"(c[9][2]), "+f"(c[9][3]), "+f"(c[10][0]), "+f"(c[10][1]),
-        "+f"(c[10][2]), "+f"(c[10][3]), "+f"(c[11][0]), "+f"(c[11][1]), "+f"(c[11][2]), "+f"(c[11][3]), "+f"(c[12][0]),
-        "+f"(c[12][1]), "+f"(c[12][2]), "+f"(c[12][3]), "+f"(c[13][0]), "+f"(c[13][1]), "+f"(c[13][2]), "+f"(c[13][3]),
-        "+f"(c[14][0]), "+f"(c[14][1]), "+f"(c[14][2]), "+f"(c[14][3]), "+f"(c[15][0]), "+f"(c[15][1]), "+f"(c[15][2]),
-        "+f"(c[15][3])
-      : "l"(a), "l"(b)
+        "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]), "+f"(c[7][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add))
       : "memory");
 }
 #endif

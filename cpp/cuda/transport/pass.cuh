@@ -44,8 +44,7 @@ struct RowInputs {
   double mass = 1, log_mass = 0, F = 0, offset = 0;
 };
 template <class T>
-__device__ __forceinline__ RowInputs load_row(const Pass<T>& pass, std::int64_t p, std::int64_t i) {
-  const std::int64_t at = p * pass.cost.n + i;
+__device__ __forceinline__ RowInputs load_row(const Pass<T>& pass, std::int64_t at) {
   return {pass.mass[at], pass.log_mass[at], pass.F[at], pass.row_offset != nullptr ? pass.row_offset[at] : 0.0};
 }
 
@@ -56,35 +55,48 @@ __device__ __forceinline__ void note_weight(const Pass<T>& pass, std::int64_t p,
   if (rest > kScalingLimit<T>) atomicMax(pass.heaviest + p, static_cast<int>(ceil(rest < 1000 ? rest : 1000)));
 }
 
-// Relaxes the potential of row i, which has the sum `sum` for this shift, and returns u_i; keeps F, shift, row_error
-// and row_rest, if `keep`. A shift that is not finite is a row without entries. By one thread.
+// Row i relaxed: its potential, what that has beyond the shift, and u_i = 2^rest.
+struct RelaxedRow {
+  double new_F = 0, rest = 0, u = 0;
+};
 template <class T>
-__device__ __forceinline__ T relax_row(const Pass<T>& pass, std::int64_t p, std::int64_t i, const RowInputs& row,
-                                       double omega, double sum, T shift, bool rebase, bool keep = true) {
-  const std::int64_t at = p * pass.cost.n + i;
+__device__ __forceinline__ RelaxedRow relaxed_row(const Pass<T>& pass, const RowInputs& row, double omega, double sum,
+                                                  T shift) {
   const double base = static_cast<double>(shift) + row.offset;
   const double marginal = log2(sum) + (row.F - base);
-  const double new_F = row.F + omega * (pass.theta * (row.F + (row.log_mass - marginal)) - row.F);
-  const double rest = new_F - base;
-  const double u = exp2(rest < 1000 ? rest : 1000);
-  if (!keep) return static_cast<T>(u);
+  RelaxedRow relaxed;
+  relaxed.new_F = row.F + omega * (pass.theta * (row.F + (row.log_mass - marginal)) - row.F);
+  relaxed.rest = relaxed.new_F - base;
+  relaxed.u = exp2(relaxed.rest < 1000 ? relaxed.rest : 1000);
+  return relaxed;
+}
+// Keeps F, shift, row_error and row_rest of a row of problem p, row `at` of all. A shift that is not finite is a row
+// without entries.
+template <class T>
+__device__ __forceinline__ void keep_row(const Pass<T>& pass, std::int64_t p, std::int64_t at, const RowInputs& row,
+                                         const RelaxedRow& relaxed, double sum, T shift, bool rebase) {
   double target = row.mass;
   if (pass.theta != 1) {
-    const double exponent = new_F * ((pass.theta - 1) / pass.theta);
+    const double exponent = relaxed.new_F * ((pass.theta - 1) / pass.theta);
     target *= exp2(exponent < 1000 ? exponent : 1000);
   }
-  pass.F[at] = new_F;
-  const double error = fabs(sum * u - target) + new_F * 0.0;  // not finite if new_F is not
+  pass.F[at] = relaxed.new_F;
+  const double error = fabs(sum * relaxed.u - target) + relaxed.new_F * 0.0;  // not finite if new_F is not
   pass.row_error[at] = isfinite(shift) ? error : static_cast<double>(INFINITY);
-  pass.row_rest[at] = rebase ? 0 : rest;
-  note_weight(pass, p, rest);
-  pass.shift[at] = rebase ? shift + static_cast<T>(rint(rest)) : shift;
-  return static_cast<T>(u);
+  pass.row_rest[at] = rebase ? 0 : relaxed.rest;
+  note_weight(pass, p, relaxed.rest);
+  pass.shift[at] = rebase ? shift + static_cast<T>(rint(relaxed.rest)) : shift;
 }
+
+// Both, for row i, which has the sum `sum` for this shift; u_i. By one thread.
 template <class T>
 __device__ __forceinline__ T relax_row(const Pass<T>& pass, std::int64_t p, std::int64_t i, double sum, T shift,
                                        bool rebase) {
-  return relax_row(pass, p, i, load_row(pass, p, i), pass.omega[p], sum, shift, rebase);
+  const std::int64_t at = p * pass.cost.n + i;
+  const RowInputs row = load_row(pass, at);
+  const RelaxedRow relaxed = relaxed_row(pass, row, pass.omega[p], sum, shift);
+  keep_row(pass, p, at, row, relaxed, sum, shift, rebase);
+  return static_cast<T>(relaxed.u);
 }
 
 // 2^(t + shift), shift a whole number; numbers below the smallest normal one are 0, NaN stays.

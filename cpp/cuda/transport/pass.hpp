@@ -56,6 +56,7 @@ struct Pass {
   double kappa = 0;
   double theta = 1;  // of the rows
   std::int64_t width = 0, slots = 0;
+  bool backwards = false;                 // the order of the rows of a slot; of stored costs
   const Flags* flags = nullptr;           // problems
   const double* omega = nullptr;          // problems
   const double* mass = nullptr;           // problems x n

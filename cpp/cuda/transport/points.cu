@@ -72,7 +72,8 @@ __global__ void find_largest(Raw<float> raw, int side, int* bits) {
 
 // x 2^e as the sum of two float16: 22 bits.
 __global__ void split(Raw<float> raw, double scale, std::int64_t padded_count, std::int64_t depth, const int* largest,
-                      int side, std::uint16_t* high, std::uint16_t* low) {
+                      int side, std::uint16_t* parts) {
+  const int width = half_width(raw.d);
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   const std::int64_t all = raw.problems * padded_count * depth;
   for (std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; at < all; at += step) {
@@ -83,8 +84,11 @@ __global__ void split(Raw<float> raw, double scale, std::int64_t padded_count, s
     const double scaled = ldexp(scale * value, half_exponent(largest[2 * p + side], scale));
     const __half upper = __float2half_rn(static_cast<float>(scaled));
     const __half lower = __float2half_rn(static_cast<float>(scaled - static_cast<double>(__half2float(upper))));
-    high[at] = __half_as_ushort(upper);
-    low[at] = __half_as_ushort(lower);
+    const std::int64_t chunk = point / kPage * (depth / width) + k / width;
+    std::uint16_t* const to = parts + chunk * 2 * kPage * width +
+                              half_place(static_cast<int>(point % kPage), static_cast<int>(k % width), width);
+    to[0] = __half_as_ushort(upper);
+    to[kPage * width] = __half_as_ushort(lower);
   }
 }
 
@@ -111,7 +115,7 @@ void make(const Execution& exec, const Points<T>& points, const Batch<T>& cost, 
         QUADRIC_CUDA_LAUNCHED();
         split<<<blocks_for(all * points.half_depth), kThreads, 0, stream(exec)>>>(
             raw, factor, side.padded_count, points.half_depth, points.largest, which,
-            const_cast<std::uint16_t*>(side.parts[0]), const_cast<std::uint16_t*>(side.parts[1]));
+            const_cast<std::uint16_t*>(side.parts));
         QUADRIC_CUDA_LAUNCHED();
         return;
       }

@@ -21,8 +21,9 @@ struct Side {
   std::int64_t count = 0, padded_count = 0;
   const T* by_point = nullptr;       // problems x padded_count x depth, depth = d padded to a multiple of 4
   const T* by_coordinate = nullptr;  // problems x d x padded_count
-  // Of long float32 points: x = (parts[0] + parts[1]) 2^-exponent, float16, problems x padded_count x half_depth.
-  const std::uint16_t* parts[2] = {nullptr, nullptr};
+  // Of long float32 points: x = (upper + lower) 2^-exponent, float16, problems x padded_count / kPage pages, each
+  // half_depth / half_width(d) chunks of coordinates x 2 parts x kPage points x half_width(d), as half_place() says.
+  const std::uint16_t* parts = nullptr;
 };
 
 // The device memory of a plan, by the shape alone. The points of the columns are multiplied by 2 kappa (sqeuclidean) or
@@ -39,8 +40,16 @@ struct Points {
   std::int64_t bytes = 0;           // of all
 };
 
-inline constexpr std::int64_t kHalfDepth = 64;    // coordinates that the tensor cores work on at once
-inline constexpr std::int64_t kTensorTile = 128;  // points of either side, likewise
+inline constexpr int kPage = 64;                  // points that are together in memory for the tensor cores
+inline constexpr std::int64_t kTensorTile = 256;  // points that a block of theirs has, at most
+
+// Coordinates that are together, as few as d allows.
+__host__ __device__ constexpr int half_width(std::int64_t d) { return d <= 16 ? 16 : d <= 32 ? 32 : 64; }
+// Where coordinate k of a point is in a part of a page, k < width: pieces of 8 change places with the row, so that the
+// same piece of 8 rows is in 8 different places modulo 128 bytes, as the tensor cores want it.
+__host__ __device__ constexpr int half_place(int row, int k, int width) {
+  return row * width + (k ^ row * width / 64 % (width / 8) * 8);
+}
 
 // The exponent e with max |scale x| 2^e in [2^13, 2^14), so that products of 2^20 coordinates fit into a float32 and
 // the lower parts of all but the smallest numbers into a float16.
@@ -65,15 +74,15 @@ Points<T> points_at(void* memory, const Batch<T>& cost) {
   };
   const bool tensor = by_tensor_cores<T>(cost.kind, cost.d);
   points.depth = std::max<std::int64_t>((cost.d + 3) / 4 * 4, 4);
-  points.half_depth = (cost.d + kHalfDepth - 1) / kHalfDepth * kHalfDepth;
+  const std::int64_t width = half_width(cost.d);
+  points.half_depth = (cost.d + width - 1) / width * width;
   const auto side = [&](Side<T>& side, std::int64_t count) {
     side.count = count;
-    // A whole number of the tensor cores' tiles.
+    // A whole number of what the tensor cores' blocks have.
     side.padded_count = tensor ? (count + kTensorTile - 1) / kTensorTile * kTensorTile : padded(count);
     const std::int64_t all = cost.problems * side.padded_count;
     if (tensor) {
-      take(side.parts[0], all * points.half_depth);
-      take(side.parts[1], all * points.half_depth);
+      take(side.parts, 2 * all * points.half_depth);
     } else {
       take(side.by_point, all * points.depth);
       take(side.by_coordinate, all * cost.d);

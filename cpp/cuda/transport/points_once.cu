@@ -1,6 +1,6 @@
 // A pass from points with one evaluation and one exponential for each pair: float32 products of at most 8 coordinates.
 //
-// A cluster of 1, 2, 4 or 8 blocks shares the columns; a block has two groups of warps that work on different rows, so
+// A cluster of 2, 4 or 8 blocks shares the columns; a block has two groups of warps that work on different rows, so
 // that one computes while the other waits. A group takes kRows rows at a time (a slab) through all columns of its block
 // and keeps e = 2^(t + shift) in registers, kRows x kColumns of them in a thread. It sends its row sums to the groups
 // of the other blocks that work on the same slab, hears theirs, relaxes the potentials (every block computes the same,
@@ -40,10 +40,10 @@ Layout layout_of(const Batch<float>& cost) {
   const auto columns = [](int of_thread) { return std::int64_t{kGroup} * of_thread; };
   Layout layout;
   if (cost.d > 4) {
-    layout = {1, 4};
+    layout = {2, 4};
     while (layout.blocks <= kMostBlocks && layout.blocks * columns(16) < cost.m) layout.blocks *= 2;
   } else {
-    layout = {1, 7};
+    layout = {2, 7};
     while (layout.blocks <= kMostBlocks && layout.blocks * columns(14) < cost.m) layout.blocks *= 2;
     if (layout.blocks > kMostBlocks) layout = {kMostBlocks, cost.m <= kMostBlocks * columns(24) ? 4 : 3};
     if (cost.m > kMostBlocks * columns(33)) return {};
@@ -191,33 +191,17 @@ __device__ __forceinline__ double log2_of(float sum) {
   return sum > 0 && sum < INFINITY ? result : sum == 0 ? -static_cast<double>(INFINITY) : static_cast<double>(sum);
 }
 
-// What relax_row (pass.cuh) does, in two parts: what the others wait for, and what is kept.
-struct Relaxed {
-  double new_F = 0, rest = 0, u = 0;
-};
-__device__ __forceinline__ Relaxed relax(double theta, const double (&row)[4], double omega, float sum, float shift) {
+// As relaxed_row (pass.cuh), by fewer operations.
+__device__ __forceinline__ RelaxedRow relax(double theta, const double (&row)[4], double omega, float sum,
+                                            float shift) {
   const double F = row[2], base = static_cast<double>(shift) + row[3];
   const double marginal = log2_of(sum) + (F - base);
-  Relaxed relaxed;
+  RelaxedRow relaxed;
   relaxed.new_F = F + omega * (theta * (F + (row[1] - marginal)) - F);
   relaxed.rest = relaxed.new_F - base;
   relaxed.u = power(relaxed.rest < 1000 ? relaxed.rest : 1000.0, 0.0);
   return relaxed;
 }
-__device__ __forceinline__ void keep(const Pass<float>& pass, std::int64_t at, double mass, const Relaxed& relaxed,
-                                     float sum, float shift, bool rebase) {
-  double target = mass;
-  if (pass.theta != 1) {
-    const double exponent = relaxed.new_F * ((pass.theta - 1) / pass.theta);
-    target *= power(exponent < 1000 ? exponent : 1000.0, 0.0);
-  }
-  pass.F[at] = relaxed.new_F;
-  const double error = fabs(static_cast<double>(sum) * relaxed.u - target) + relaxed.new_F * 0.0;
-  pass.row_error[at] = isfinite(shift) ? error : static_cast<double>(INFINITY);
-  pass.row_rest[at] = rebase ? 0 : relaxed.rest;
-  pass.shift[at] = rebase ? shift + static_cast<float>(rint(relaxed.rest)) : shift;
-}
-
 // D: coordinates; kRows x kColumns: pairs that a thread holds; no branches, so that loads and exponentials overlap.
 template <int D, int kRows, int kColumns>
 __global__ void __launch_bounds__(kGroups* kGroup, 1)
@@ -363,7 +347,7 @@ __global__ void __launch_bounds__(kGroups* kGroup, 1)
             send(&room.mail[box][row][rank * kGroupWarps + warp], value[0], &room.barrier[box],
                  static_cast<unsigned>(to));
       }
-      Relaxed relaxed;
+      RelaxedRow relaxed;
       float sum = 0;
       if (warp == 0) {
         if (lane == 0) expect_mail(&room.barrier[box], static_cast<unsigned>(blocks * kGroupWarps * kRows * 4));
@@ -411,7 +395,8 @@ __global__ void __launch_bounds__(kGroups* kGroup, 1)
       ++round;
       if (again == 0) {
         if (warp == 0 && rank == 0 && lane % 4 == 0 && lane / 4 < count)
-          keep(pass, p * n + from + lane / 4, room.input[lane / 4][0], relaxed, sum, mine.shift, rebase);
+          keep_row(pass, p, p * n + from + lane / 4, {room.input[lane / 4][0]}, relaxed, static_cast<double>(sum),
+                   mine.shift, rebase);
 #pragma unroll
         for (int r = 0; r < kRows; ++r) value[r] = room.u[box][r];
 #pragma unroll
@@ -496,7 +481,7 @@ bool points_once_fits(const Batch<float>& cost) { return layout_of(cost).blocks 
 // twice as many, and none is so long that its float32 sums lose digits.
 std::int64_t points_once_slots(const Batch<float>& cost) {
   const Layout layout = layout_of(cost);
-  const std::int64_t clusters = layout.blocks == 8 ? 15 : layout.blocks == 4 ? 30 : 132 / layout.blocks;
+  const std::int64_t clusters = layout.blocks == 8 ? 15 : layout.blocks == 4 ? 30 : 66;
   const std::int64_t once = kGroups * clusters, slabs = (cost.n + layout.rows - 1) / layout.rows;
   std::int64_t rounds = cost.n >= once * 512 ? 2 : 1;
   rounds = std::max(rounds, cost.n / (once * 1024));

@@ -1,19 +1,23 @@
 // A pass from float32 points of more than 8 coordinates: products x . y by the tensor cores, evaluated twice, for the
-// sums of the rows and then for those of the columns; both by the same instructions, so that both see the same e.
+// sums of the rows and then for those of the columns; both by the same products in the same order, so that both see the
+// same e.
 //
 // Each coordinate is the sum of two float16, 22 bits of it (points.cu); of the four products the one of both lower
 // parts is left out. Sums are float32. So t has the error that float32 coordinates would give it.
 //
-// A block has 128 own points and walks over the other side in tiles of 128, 64 coordinates at a time, copied ahead into
-// the half of shared memory that is not in use, and has the products in registers. Two blocks fit on a multiprocessor
-// (d <= 64), so that one multiplies while the other raises to powers. The blocks of a cluster share the own points in
-// the kernel of the rows, where the whole sums must be known to go on; that of the columns writes slots.
+// A block keeps its own points (256, or 128 longer ones) in registers and walks over the other side in tiles of 64,
+// which one thread has copied ahead, a bulk copy each. Two groups of four warps have half of the own points each: a
+// group starts the products of its next tile before it raises those of the last one to powers, so that the tensor cores
+// have work waiting meanwhile. By count they read shared memory in half of its cycles then, at d = 64; the copies and
+// the values of the other points take a sixth. Points of more than 128 coordinates come in chunks of 64, those of both
+// sides, for two tiles. The blocks of a cluster share the own points in the kernel of the rows, where the whole sums
+// must be known to go on; that of the columns writes slots.
 //
-// Code for sm_90a multiplies from shared memory, four warps together (64 x 128 products); other code loads the same
-// shared memory into registers, a warp for 32 x 64 products.
+// Code for sm_90a multiplies asynchronously, four warps together; other code by warps, from the same registers and the
+// same shared memory.
 //
 // Floor: 2 x 3 products, 12 n m d operations at 900 TFLOP/s (sm_90a; 600 else): 2.1 ms (3.2) for n = m = 50 000, d =
-// 64, 0.09 ms (0.13) for 10 000; the exponentials run beside them (1.4 ms and 55 us).
+// 64, 0.09 ms (0.13) for 10 000; the exponentials run beside them (1.4 ms and 55 us) and are the floor for d <= 32.
 #include "require.hpp"
 #include "transport/async.cuh"
 #include "transport/points.cuh"
@@ -21,37 +25,50 @@
 namespace quadric::cuda::transport {
 namespace {
 
-constexpr int kThreads = 256, kTile = static_cast<int>(kTensorTile), kChunk = static_cast<int>(kHalfDepth);
-constexpr int kStride = kChunk;         // float16 between rows in shared memory
-constexpr int kPart = kTile * kStride;  // float16 of one part of a chunk
-constexpr int kMostBlocks = 8;          // of a cluster
-// A warp has tiles of 16 x 8 products, a block kWarpRows x kWarpColumns warps.
-#ifdef QUADRIC_WIDE_PRODUCTS
-constexpr int kRowTiles = 1, kColumnTiles = 16, kWarpRows = 8, kWarpColumns = 1;
-#else
-constexpr int kRowTiles = 2, kColumnTiles = 8, kWarpRows = 4, kWarpColumns = 2;
-#endif
+constexpr int kGroups = 2, kThreads = 128 * kGroups;
+constexpr int kMostBlocks = 8, kMostParts = 16;  // of a cluster; of the other side in the kernel of the columns
+constexpr int kColumnTiles = kPage / 8;          // of 8 columns of products
 
-// Beside the chunks in shared memory.
-struct alignas(1024) Room {
-  float first[2][kTile], second[2][kTile];  // of the other points of a tile: G and weight, or shift and u
-  float parts[kMostBlocks * 2][kTile];      // row sums by blocks and warps; of the columns kernel by warps
-  float own[kTile];                         // shifts of the own rows, or G of the own columns
+// How long points are, in steps of 16 coordinates that are in registers at once, and how many a group has, in tiles of
+// 64 rows; streamed: the chunks of both sides come through shared memory.
+template <int kSteps_, int kRowTiles_, bool kStreamed_ = false>
+struct Form {
+  static constexpr int kSteps = kSteps_, kRowTiles = kRowTiles_;
+  static constexpr bool kStreamed = kStreamed_;
+  static constexpr int kWidth = kSteps == 1 ? 16 : kSteps == 2 ? 32 : 64, kChunkSteps = kWidth / 16;
+  static constexpr int kPart = kPage * kWidth;                                        // float16 of a part of a chunk
+  static constexpr int kTile = (kSteps + kChunkSteps - 1) / kChunkSteps * 2 * kPart;  // of a tile of a stage
+  static constexpr int kTiles = kStreamed ? 2 : 1;                                    // of a stage
+  static constexpr int kOwn = kGroups * 64 * kRowTiles;
+  static constexpr int kStages = kStreamed ? 2 : kSteps > 4 ? 6 : 8;
+  // Turns that are copied ahead: a group may be this far, less one or two, before the other.
+  static constexpr int kAhead = kStages - (kStreamed ? 1 : 2);
+  static constexpr int kStage = kTile * (kTiles + (kStreamed ? kOwn / kPage : 0));
 };
 
-constexpr std::size_t shared_bytes(bool resident) {
-  return sizeof(Room) + sizeof(std::uint16_t) * 2 * kPart * (resident ? 3 : 4);
-}
-
-// One problem as a kernel sees it.
+// One problem as a block sees it.
 struct Sides {
-  const std::uint16_t *own[2], *other[2];
-  std::int64_t own_first;       // own point that the block begins with
-  std::int64_t begin, end;      // tiles of the other side
-  const float *first, *second;  // of all other points
-  std::int64_t limit;           // other points beyond have first = -infinity, second = 0
-  int chunks, d;
+  const std::uint16_t *own, *other;  // the block's first page, and the other side's
+  std::int64_t begin, end;           // pages of the other side
+  const float *first, *second;       // of all other points
+  std::int64_t page;                 // float16 of one
+  int chunks;                        // of one
 };
+
+// Beside the stages in shared memory.
+struct alignas(1024) Room {
+  Sides sides;
+  std::uint64_t full[8], empty[8];
+  alignas(16) float first[8][2 * kPage],
+      second[8][2 * kPage];               // of the other points of a stage: G and weight, or shift and u
+  float parts[kMostBlocks][kTensorTile];  // row sums by blocks
+  float own[kTensorTile];                 // shifts of the own rows, or G of the own columns
+};
+
+template <class F>
+constexpr std::size_t shared_bytes() {
+  return sizeof(Room) + sizeof(std::uint16_t) * F::kStage * F::kStages;
+}
 
 struct Tensor {
   Side<float> x, y;
@@ -62,148 +79,329 @@ struct Tensor {
   std::int64_t first_problem;
 };
 
-// Where coordinate k of a row is in shared memory: pieces of 8 change places with the row, against bank conflicts.
-__device__ __forceinline__ int swizzled(int row, int k) { return row * kStride + (k ^ row % 8 * 8); }
-
-// Copies 128 points' coordinates from 64 chunk on, both parts.
-__device__ __forceinline__ void fetch_chunk(std::uint16_t* to, const std::uint16_t* const (&from)[2],
-                                            std::int64_t first, int chunk, int chunks) {
-  constexpr int kPieces = kChunk / 8,
-                kAtOnce = kThreads / kPieces;  // 16 bytes each; rows that the block copies at once
-  const int row = static_cast<int>(threadIdx.x) / kPieces, piece = static_cast<int>(threadIdx.x) % kPieces * 8;
-  const std::int64_t depth = static_cast<std::int64_t>(chunks) * kChunk;
-  to += swizzled(row, piece);
-#pragma unroll
-  for (int part = 0; part < 2; ++part) {
-    const std::uint16_t* source = from[part] + (first + row) * depth + chunk * kChunk + piece;
-#pragma unroll
-    for (int i = 0; i < kTile / kAtOnce; ++i, source += kAtOnce * depth)
-      copy_async<16>(to + part * kPart + i * kAtOnce * kStride, source);
-  }
+template <class F>
+__device__ __forceinline__ std::uint16_t* stage_at(char* shared, unsigned turn) {
+  return reinterpret_cast<std::uint16_t*>(shared + sizeof(Room)) + turn % F::kStages * F::kStage;
 }
 
-__device__ __forceinline__ void fetch_values(Room& room, int half, const Sides& sides, std::int64_t tile) {
-  const int j = static_cast<int>(threadIdx.x) % kTile;
-  const std::int64_t at = tile * kTile + j;
-  const bool second = static_cast<int>(threadIdx.x) >= kTile;
-  float* const to = second ? &room.second[half][j] : &room.first[half][j];
-  if (at < sides.limit)
-    copy_async<4>(to, (second ? sides.second : sides.first) + at);
-  else
-    *to = second ? 0 : -INFINITY;
+// Stages that a walk over the other side takes. They are counted in `turn` from the kernel's beginning.
+template <class F>
+__device__ __forceinline__ unsigned turns(const Sides& sides) {
+  const auto tiles = static_cast<unsigned>(sides.end - sides.begin);
+  return F::kStreamed ? (tiles + 1) / 2 * static_cast<unsigned>(sides.chunks) : tiles;
 }
 
-#ifdef QUADRIC_WIDE_PRODUCTS
-// sums += x y^T over the first `depth` coordinates of a chunk.
-__device__ __forceinline__ void multiply_step(std::uint64_t x, std::uint64_t y,
-                                              float (&sums)[kRowTiles][kColumnTiles][4]) {
-  constexpr int kLower = kPart * 2 >> 4;
-  multiply_wide(sums[0], x + kLower, y);
-  multiply_wide(sums[0], x, y + kLower);
-  multiply_wide(sums[0], x, y);
-}
-__device__ __forceinline__ void multiply_chunk(const std::uint16_t* x, const std::uint16_t* y, int depth,
-                                               float (&sums)[kRowTiles][kColumnTiles][4]) {
-  const std::uint64_t rows = swizzled_rows(x + threadIdx.x / 128 * 64 * kStride), columns = swizzled_rows(y);
-  if (depth >= kChunk) {
-    begin_products();
-#pragma unroll
-    for (int k = 0; k < kChunk / 16; ++k) multiply_step(rows + 2 * k, columns + 2 * k, sums);
-    end_products();
-  } else {
-#pragma unroll 1
-    for (int k = 0; 16 * k < depth; ++k) {
-      begin_products();
-      multiply_step(rows + 2 * k, columns + 2 * k, sums);
-      end_products();
-    }
-  }
-}
-#else
-// sums += x y^T over 16 coordinates; x and y: this lane's addresses for load_matrices.
-__device__ __forceinline__ void multiply_step(const std::uint16_t* x, const std::uint16_t* y,
-                                              float (&sums)[kRowTiles][kColumnTiles][4]) {
-  unsigned a[2][kRowTiles][4];
-#pragma unroll
-  for (int part = 0; part < 2; ++part)
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) load_matrices(a[part][r], x + part * kPart + 16 * r * kStride);
-#pragma unroll
-  for (int c = 0; c < kColumnTiles; c += 2) {
-    unsigned b[2][4];
-#pragma unroll
-    for (int part = 0; part < 2; ++part) load_matrices(b[part], y + part * kPart + 8 * c * kStride);
-#pragma unroll
-    for (int which = 0; which < 3; ++which)  // lower x upper, upper x lower, upper x upper
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-        for (int l = 0; l < 2; ++l)
-          multiply(sums[r][c + l], a[which == 0][r], b[which == 1][2 * l], b[which == 1][2 * l + 1]);
-  }
-}
+// ---- copies --------------------------------------------------------------------------------------------------------
 
-// The same over the first `depth` coordinates of a chunk.
-__device__ __forceinline__ void multiply_chunk(const std::uint16_t* x, const std::uint16_t* y, int depth,
-                                               float (&sums)[kRowTiles][kColumnTiles][4]) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  x += (warp % kWarpRows * 16 * kRowTiles + lane % 16) * kStride;
-  y += (warp / kWarpRows * 8 * kColumnTiles + lane / 16 * 8 + lane % 8) * kStride;
-  const int x_piece = swizzled(lane % 8, lane / 16 * 8) % kStride,
-            y_piece = swizzled(lane % 8, lane / 8 % 2 * 8) % kStride;
-  if (depth >= kChunk) {
-#pragma unroll
-    for (int k = 0; k < kChunk; k += 16) multiply_step(x + (x_piece ^ k), y + (y_piece ^ k), sums);
-  } else {
-#pragma unroll 1
-    for (int k = 0; k < depth; k += 16) multiply_step(x + (x_piece ^ k), y + (y_piece ^ k), sums);
-  }
-}
-
-#endif
-
-// body(sums, half) for each tile of the other side, with its values in room.first[half] and room.second[half].
-template <bool rows, class Body>
-__device__ __forceinline__ void for_tiles(char* shared, const Sides& sides, const Body& body) {
+// Orders what turn q of a walk needs, the kernel's turn first_turn + q. By one thread. The values of the other points
+// come with their last chunk.
+template <class F>
+__device__ __forceinline__ void fetch(char* shared, unsigned first_turn, unsigned q) {
   Room& room = *reinterpret_cast<Room*>(shared);
-  auto* const chunks = reinterpret_cast<std::uint16_t*>(shared + sizeof(Room));
-  const bool resident = sides.chunks == 1;
-  const auto other = [&](int half) { return chunks + 2 * kPart * half; };
-  const auto own = [&](int half) { return chunks + 2 * kPart * (resident ? 2 : 2 + half); };
-  const auto fetch = [&](std::int64_t tile, int chunk, int half, int tile_half, bool begins) {
-    fetch_chunk(other(half), sides.other, tile * kTile, chunk, sides.chunks);
-    if (begins || !resident) fetch_chunk(own(half), sides.own, sides.own_first, chunk, sides.chunks);
-    if (chunk == 0) fetch_values(room, tile_half, sides, tile);
-    commit_copies();
-  };
-  __syncthreads();  // what was in shared memory has been read
-  if (sides.begin < sides.end) fetch(sides.begin, 0, 0, 0, true);
-  int half = 0, tile_half = 0;
-  for (std::int64_t tile = sides.begin; tile < sides.end; ++tile, tile_half ^= 1) {
-    float sums[kRowTiles][kColumnTiles][4] = {};
-    for (int chunk = 0; chunk < sides.chunks; ++chunk, half ^= 1) {
-      wait_copies<0>();
-#ifdef QUADRIC_WIDE_PRODUCTS
-      publish_for_products();
-#endif
-      __syncthreads();  // this chunk is there, and the one before has been read
-      if (chunk + 1 < sides.chunks)
-        fetch(tile, chunk + 1, half ^ 1, tile_half, false);
-      else if (tile + 1 < sides.end)
-        fetch(tile + 1, 0, half ^ 1, tile_half ^ 1, false);
-      multiply_chunk(rows ? own(half) : other(half), rows ? other(half) : own(half), sides.d - chunk * kChunk, sums);
-    }
-    body(sums, tile_half);
+  const Sides& sides = room.sides;
+  if (q >= turns<F>(sides)) return;
+  constexpr unsigned kTileBytes = 2 * F::kTile, kValueBytes = sizeof(float) * kPage;
+  const unsigned chunks = F::kStreamed ? static_cast<unsigned>(sides.chunks) : 1, chunk = q % chunks;
+  const unsigned turn = first_turn + q, stage = turn % F::kStages;
+  const bool values = chunk + 1 == chunks;
+  const std::int64_t tile = sides.begin + static_cast<std::int64_t>(q / chunks) * F::kTiles;
+  const std::int64_t offset = static_cast<std::int64_t>(chunk) * F::kTile;  // in a page
+  std::uint64_t* const full = &room.full[stage];
+  while (!ended(&room.empty[stage], turn / F::kStages % 2 ^ 1)) {
   }
+  expect_mail(full, 2 * F::kStage + (values ? 2 * F::kTiles * kValueBytes : 0));
+  std::uint16_t* to = stage_at<F>(shared, turn);
+#pragma unroll
+  for (int l = 0; l < F::kTiles; ++l, to += F::kTile) {
+    const std::int64_t at = tile + l < sides.end ? tile + l : tile;
+    copy_bulk(to, sides.other + at * sides.page + offset, kTileBytes, full);
+    if (values) {
+      copy_bulk(&room.first[stage][l * kPage], sides.first + at * kPage, kValueBytes, full);
+      copy_bulk(&room.second[stage][l * kPage], sides.second + at * kPage, kValueBytes, full);
+    }
+  }
+  if constexpr (F::kStreamed)
+    for (int page = 0; page < F::kOwn / kPage; ++page, to += F::kTile)
+      copy_bulk(to, sides.own + page * sides.page + offset, kTileBytes, full);
 }
 
-// This thread's rows of a warp's products are 16 r + 8 h + lane / 4, its columns 8 c + 2 (lane % 4) + l; the product is
+// ---- products ------------------------------------------------------------------------------------------------------
+
+// This thread's rows of a group's products are 64 r + 8 h + row_of(), its columns 8 c + column_of() + l; the product is
 // sums[r][c][2 h + l].
-__device__ __forceinline__ int row_of(int r, int h) {
-  return threadIdx.x / 32 % kWarpRows * 16 * kRowTiles + 16 * r + 8 * h + threadIdx.x % 32 / 4;
+template <class F>
+using Products = float[F::kRowTiles][kColumnTiles][4];
+// Its part of the group's own points: of tile r, both parts, 16 coordinates each.
+template <class F>
+using Fragments = unsigned[F::kRowTiles][2][F::kSteps][4];
+
+__device__ __forceinline__ int lane_of() { return static_cast<int>(threadIdx.x) % 32; }
+__device__ __forceinline__ int group_of() { return static_cast<int>(threadIdx.x) / 128; }
+__device__ __forceinline__ int first_row_of() { return static_cast<int>(threadIdx.x) % 128 / 32 * 16; }
+__device__ __forceinline__ int row_of() { return first_row_of() + lane_of() / 4; }
+__device__ __forceinline__ int column_of() { return lane_of() % 4 * 2; }
+
+// From device memory.
+template <class F>
+__device__ __forceinline__ void load_own(Fragments<F>& own, const Sides& sides) {
+#pragma unroll
+  for (int r = 0; r < F::kRowTiles; ++r) {
+    const std::uint16_t* const page = sides.own + (group_of() * F::kRowTiles + r) * sides.page;
+#pragma unroll
+    for (int part = 0; part < 2; ++part)
+#pragma unroll
+      for (int step = 0; step < F::kSteps; ++step)
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          const int chunk = step / F::kChunkSteps, k = step % F::kChunkSteps * 16 + q / 2 * 8 + column_of();
+          own[r][part][step][q] = *reinterpret_cast<const unsigned*>(page + (2 * chunk + part) * F::kPart +
+                                                                     half_place(row_of() + q % 2 * 8, k, F::kWidth));
+        }
+  }
 }
-__device__ __forceinline__ int column_of(int c) {
-  return threadIdx.x / 32 / kWarpRows * 8 * kColumnTiles + 8 * c + threadIdx.x % 4 * 2;
+// From a stage, of one chunk.
+template <class F>
+__device__ __forceinline__ void load_own(Fragments<F>& own, const std::uint16_t* pages) {
+  const int row = first_row_of() + lane_of() % 16, k = lane_of() / 16 * 8;
+#pragma unroll
+  for (int r = 0; r < F::kRowTiles; ++r)
+#pragma unroll
+    for (int part = 0; part < 2; ++part)
+#pragma unroll
+      for (int step = 0; step < F::kSteps; ++step)
+        load_matrices(own[r][part][step], pages + (group_of() * F::kRowTiles + r) * F::kTile + part * F::kPart +
+                                              half_place(row, 16 * step + k, F::kWidth));
+}
+
+// sums = x y^T, or += with `add`, of the own points and a tile. The parts of x and y are multiplied in the same order
+// whichever of them the own points are: lower x upper, upper x lower, upper x upper. Nothing touches sums until
+// finish_products.
+template <class F, bool rows>
+__device__ __forceinline__ void start_products(Products<F>& sums, const Fragments<F>& own, const std::uint16_t* tile,
+                                               bool add) {
+#ifdef QUADRIC_WIDE_PRODUCTS
+  const std::uint64_t other = swizzled_rows<F::kWidth>(tile);
+  begin_products();
+#pragma unroll
+  for (int step = 0; step < F::kSteps; ++step)
+#pragma unroll
+    for (int which = 0; which < 3; ++which) {
+      const int part = which == (rows ? 1 : 0), chunk = step / F::kChunkSteps;
+#pragma unroll
+      for (int r = 0; r < F::kRowTiles; ++r)
+        multiply_wide(sums[r], own[r][which == (rows ? 0 : 1)][step],
+                      other + (2 * chunk + part) * (F::kPart / 8) + 2 * (step % F::kChunkSteps),
+                      add || step + which > 0);
+    }
+  commit_products();
+#else
+#pragma unroll
+  for (int r = 0; r < F::kRowTiles; ++r)
+#pragma unroll
+    for (int c = 0; c < kColumnTiles; ++c)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[r][c][i] = add ? sums[r][c][i] : 0;
+  const int row = lane_of() / 16 * 8 + lane_of() % 8, k = lane_of() / 8 % 2 * 8;
+#pragma unroll
+  for (int step = 0; step < F::kSteps; ++step)
+#pragma unroll
+    for (int c = 0; c < kColumnTiles; c += 2) {
+      unsigned b[2][4];
+#pragma unroll
+      for (int part = 0; part < 2; ++part)
+        load_matrices(b[part], tile + (2 * (step / F::kChunkSteps) + part) * F::kPart +
+                                   half_place(8 * c + row, step % F::kChunkSteps * 16 + k, F::kWidth));
+#pragma unroll
+      for (int which = 0; which < 3; ++which)
+#pragma unroll
+        for (int r = 0; r < F::kRowTiles; ++r)
+#pragma unroll
+          for (int l = 0; l < 2; ++l)
+            multiply(sums[r][c + l], own[r][which == (rows ? 0 : 1)][step], b[which == (rows ? 1 : 0)][2 * l],
+                     b[which == (rows ? 1 : 0)][2 * l + 1]);
+    }
+#endif
+}
+
+// Until at most `kPending` later calls of start_products are under way. (Across iterations of a loop none may be: the
+// compiler would serialize all products then.)
+template <class F, int kPending = 0>
+__device__ __forceinline__ void finish_products(Products<F>& sums) {
+#ifdef QUADRIC_WIDE_PRODUCTS
+  wait_products<kPending>();
+#pragma unroll
+  for (int r = 0; r < F::kRowTiles; ++r)
+#pragma unroll
+    for (int c = 0; c < kColumnTiles; ++c)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) hold(sums[r][c][i]);
+#endif
+}
+
+// What becomes of a thread's rows: the largest t, or the sum of e times weight or u, as a float and what it lost.
+template <class F>
+struct Totals {
+  float value[F::kRowTiles][2], rest[F::kRowTiles][2];
+};
+
+template <class F, bool rows, bool largest>
+__device__ __forceinline__ void add_tile(Totals<F>& totals, const Products<F>& sums, const float* first,
+                                         const float* second, float scale, const float (&own)[F::kRowTiles][2]) {
+  float here[F::kRowTiles][2];
+#pragma unroll
+  for (int r = 0; r < F::kRowTiles; ++r) here[r][0] = here[r][1] = largest ? -INFINITY : 0;
+#pragma unroll
+  for (int c = 0; c < kColumnTiles; ++c) {
+    const float2 a = *reinterpret_cast<const float2*>(first + 8 * c + column_of());
+    const float2 b = *reinterpret_cast<const float2*>(second + 8 * c + column_of());
+#pragma unroll
+    for (int r = 0; r < F::kRowTiles; ++r)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float mine = own[r][h], *const sum = &sums[r][c][2 * h];
+        const float t0 = fmaf(sum[0], scale, rows ? a.x : mine), t1 = fmaf(sum[1], scale, rows ? a.y : mine);
+        if constexpr (largest) {
+          here[r][h] = fmaxf(here[r][h], fmaxf(t0, t1));
+        } else {
+          here[r][h] = fmaf(power(t0, rows ? mine : a.x), b.x, here[r][h]);
+          here[r][h] = fmaf(power(t1, rows ? mine : a.y), b.y, here[r][h]);
+        }
+      }
+  }
+#pragma unroll
+  for (int r = 0; r < F::kRowTiles; ++r)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float& value = totals.value[r][h];
+      if constexpr (largest) {
+        value = fmaxf(value, here[r][h]);
+      } else {
+        const float sum = value + here[r][h];
+        totals.rest[r][h] += here[r][h] - (sum - value);
+        value = sum;
+      }
+    }
+}
+
+// One walk over the other side, from turn `first_turn` on.
+template <class F, bool rows, bool largest>
+__device__ __forceinline__ Totals<F> add_tiles(char* shared, float scale, unsigned first_turn) {
+  Room& room = *reinterpret_cast<Room*>(shared);
+  const Sides& sides = room.sides;
+  const auto fetch_one = [&](unsigned q) {
+    if (threadIdx.x == 0) fetch<F>(shared, first_turn, q);
+  };
+  for (unsigned q = 0; q < F::kAhead; ++q) fetch_one(q);
+  Totals<F> totals;
+  float mine[F::kRowTiles][2];
+#pragma unroll
+  for (int r = 0; r < F::kRowTiles; ++r)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      totals.value[r][h] = largest ? -INFINITY : 0;
+      totals.rest[r][h] = 0;
+      mine[r][h] = room.own[64 * (group_of() * F::kRowTiles + r) + 8 * h + row_of()];
+    }
+  Fragments<F> own;
+  Products<F> even = {}, odd = {};
+  unsigned q = 0;
+  const auto wait = [&](unsigned q) {
+    const unsigned turn = first_turn + q;
+    std::uint64_t* const full = &room.full[turn % F::kStages];
+    while (!ended(full, turn / F::kStages % 2)) {
+    }
+  };
+  const auto release = [&](unsigned q) {
+    __syncwarp();
+    if (lane_of() == 0) arrive(&room.empty[(first_turn + q) % F::kStages]);
+  };
+  const auto add = [&](const Products<F>& sums, unsigned q, int tile) {
+    const unsigned stage = (first_turn + q) % F::kStages;
+    add_tile<F, rows, largest>(totals, sums, &room.first[stage][tile * kPage], &room.second[stage][tile * kPage], scale,
+                               mine);
+  };
+  auto left = static_cast<int>(sides.end - sides.begin);
+  if constexpr (F::kStreamed) {
+    for (; left > 0; left -= 2) {
+      for (int chunk = 0;; ++chunk, ++q) {
+        wait(q);
+        const std::uint16_t* const stage = stage_at<F>(shared, first_turn + q);
+        load_own<F>(own, stage + F::kTiles * F::kTile);
+        start_products<F, rows>(even, own, stage, chunk > 0);
+        start_products<F, rows>(odd, own, stage + F::kTile, chunk > 0);
+        fetch_one(q + F::kAhead);
+        if (chunk + 1 == sides.chunks) break;
+        finish_products<F>(even);
+        finish_products<F>(odd);
+        release(q);
+      }
+      finish_products<F, 1>(even);
+      add(even, q, 0);
+      finish_products<F>(odd);
+      if (left > 1) add(odd, q, 1);
+      release(q++);
+    }
+  } else {
+    const auto start = [&](Products<F>& sums, unsigned q) {
+      wait(q);
+      start_products<F, rows>(sums, own, stage_at<F>(shared, first_turn + q), false);
+      fetch_one(q + F::kAhead);
+    };
+    const auto finish = [&](Products<F>& sums, unsigned q) {
+      add(sums, q, 0);
+      release(q);
+    };
+    load_own<F>(own, sides);
+    if (left > 0) {
+      start(even, q);
+      finish_products<F>(even);
+    }
+    for (; left > 2; left -= 2, q += 2) {
+      start(odd, q + 1);
+      finish(even, q);
+      finish_products<F>(odd);
+      start(even, q + 2);
+      finish(odd, q + 1);
+      finish_products<F>(even);
+    }
+    if (left == 2) {
+      start(odd, q + 1);
+      finish(even, q);
+      finish_products<F>(odd);
+      finish(odd, q + 1);
+    } else if (left == 1) {
+      finish(even, q);
+    }
+  }
+  // The four lanes of a row together.
+#pragma unroll
+  for (int r = 0; r < F::kRowTiles; ++r)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float& value = totals.value[r][h];
+      value += totals.rest[r][h];
+#pragma unroll
+      for (int lanes = 1; lanes < 4; lanes *= 2) {
+        const float there = __shfl_xor_sync(~0U, value, lanes);
+        value = largest ? fmaxf(value, there) : value + there;
+      }
+    }
+  return totals;
+}
+
+// ---- kernels -------------------------------------------------------------------------------------------------------
+
+template <class F>
+__device__ __forceinline__ void open_room(char* shared, const Sides& sides) {
+  Room& room = *reinterpret_cast<Room*>(shared);
+  if (threadIdx.x == 0) {
+    room.sides = sides;
+    for (int stage = 0; stage < F::kStages; ++stage) {
+      open_mail(&room.full[stage]);
+      open_mail(&room.empty[stage], kThreads / 32);
+    }
+    publish_mail();
+  }
 }
 
 __device__ __forceinline__ float product_scale(const Tensor& tensor, std::int64_t p) {
@@ -211,63 +409,27 @@ __device__ __forceinline__ float product_scale(const Tensor& tensor, std::int64_
   return ldexpf(1, -both);
 }
 
+// The pages of problem p from a point on.
+const __device__ __forceinline__ std::uint16_t* pages_from(const Side<float>& side, std::int64_t depth, std::int64_t p,
+                                                           std::int64_t point) {
+  return side.parts + 2 * depth * (p * side.padded_count + point);
+}
+
 // The sum of e weight, or the largest t, of each of the block's rows, in room.parts of all blocks of the cluster.
-template <bool largest>
-__device__ __forceinline__ void scan_rows(char* shared, const Sides& sides, float scale) {
+template <class F, bool largest>
+__device__ __forceinline__ void scan_rows(char* shared, float scale, unsigned& turn) {
   Room& room = *reinterpret_cast<Room*>(shared);
-  float shift[kRowTiles][2];
-  double value[kRowTiles][2];
-#pragma unroll
-  for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      value[r][h] = largest ? -INFINITY : 0;
-      shift[r][h] = room.own[row_of(r, h)];
-    }
-  for_tiles<true>(shared, sides, [&](const float (&sums)[kRowTiles][kColumnTiles][4], int half) {
-    float here[kRowTiles][2];
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) here[r][0] = here[r][1] = largest ? -INFINITY : 0;
-#pragma unroll
-    for (int c = 0; c < kColumnTiles; ++c) {
-      const float2 G = *reinterpret_cast<const float2*>(&room.first[half][column_of(c)]);
-      const float2 weight = *reinterpret_cast<const float2*>(&room.second[half][column_of(c)]);
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const float t0 = fmaf(sums[r][c][2 * h], scale, G.x), t1 = fmaf(sums[r][c][2 * h + 1], scale, G.y);
-          if constexpr (largest) {
-            here[r][h] = fmaxf(here[r][h], fmaxf(t0, t1));
-          } else {
-            here[r][h] = fmaf(power(t0, shift[r][h]), weight.x, here[r][h]);
-            here[r][h] = fmaf(power(t1, shift[r][h]), weight.y, here[r][h]);
-          }
-        }
-    }
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const auto wide = static_cast<double>(here[r][h]);
-        value[r][h] = largest ? fmax(value[r][h], wide) : value[r][h] + wide;
-      }
-  });
-  const int rank = static_cast<int>(cluster_rank()), blocks = static_cast<int>(cluster_size());
-  const int part = rank * kWarpColumns + static_cast<int>(threadIdx.x) / 32 / kWarpRows;
+  const Totals<F> totals = add_tiles<F, true, largest>(shared, scale, turn);
+  turn += turns<F>(room.sides);
   sync_cluster();  // the parts have been read
+  const unsigned rank = cluster_rank(), blocks = cluster_size();
 #pragma unroll
-  for (int r = 0; r < kRowTiles; ++r)
+  for (int r = 0; r < F::kRowTiles; ++r)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      auto all = static_cast<float>(value[r][h]);
-#pragma unroll
-      for (int lanes = 1; lanes < 4; lanes *= 2) {
-        const float there = __shfl_xor_sync(~0U, all, lanes);
-        all = largest ? fmaxf(all, there) : all + there;
-      }
-      for (int to = threadIdx.x % 4; to < blocks; to += 4)
-        put(&room.parts[part][row_of(r, h)], all, static_cast<unsigned>(to));
+      float* const to = &room.parts[rank][64 * (group_of() * F::kRowTiles + r) + 8 * h + row_of()];
+      for (auto block = static_cast<unsigned>(lane_of() % 4); block < blocks; block += 4)
+        put(to, totals.value[r][h], block);
     }
   sync_cluster();
 }
@@ -275,54 +437,54 @@ __device__ __forceinline__ void scan_rows(char* shared, const Sides& sides, floa
 template <bool largest>
 __device__ __forceinline__ float join_parts(const Room& room, int row) {
   float value = room.parts[0][row];
-  const int count = static_cast<int>(cluster_size()) * kWarpColumns;
+  const auto count = static_cast<int>(cluster_size());
   for (int part = 1; part < count; ++part)
     value = largest ? fmaxf(value, room.parts[part][row]) : value + room.parts[part][row];
   return value;
 }
 
-__global__ void __launch_bounds__(kThreads, 2)
+template <class F>
+__global__ void __launch_bounds__(kThreads, 1)
     row_sums(const __grid_constant__ Pass<float> pass, const __grid_constant__ Tensor tensor) {
   extern __shared__ __align__(1024) char shared[];
   Room& room = *reinterpret_cast<Room*>(shared);
-  const std::int64_t p = tensor.first_problem + blockIdx.y, n = pass.cost.n, m = pass.cost.m;
+  const std::int64_t p = tensor.first_problem + blockIdx.y, n = pass.cost.n;
   const Flags flags = pass.flags[p];
   if (!flags.active) return;  // the whole cluster
-  const bool rebase = flags.rebase;
+  const bool rebase = __any_sync(~0U, flags.rebase);
   const auto rank = static_cast<std::int64_t>(cluster_rank()), blocks = static_cast<std::int64_t>(cluster_size());
-  const std::int64_t tiles = tensor.y.padded_count / kTile, values = (p * 4 + flags.slot) * pass.width;
+  const std::int64_t tiles = pass.width / kPage, values = (p * 4 + flags.slot) * pass.width;
+  const std::int64_t own_first = blockIdx.x / blocks * F::kOwn;
   Sides sides;
-  for (int part = 0; part < 2; ++part) {
-    sides.own[part] = tensor.x.parts[part] + p * tensor.x.padded_count * tensor.depth;
-    sides.other[part] = tensor.y.parts[part] + p * tensor.y.padded_count * tensor.depth;
-  }
-  sides.own_first = blockIdx.x / blocks * kTile;
+  sides.own = pages_from(tensor.x, tensor.depth, p, own_first);
+  sides.other = pages_from(tensor.y, tensor.depth, p, 0);
   sides.begin = tiles * rank / blocks;
   sides.end = tiles * (rank + 1) / blocks;
   sides.first = pass.G + values;
   sides.second = pass.weight + values;
-  sides.limit = m;
-  sides.chunks = static_cast<int>(tensor.depth / kChunk);
-  sides.d = static_cast<int>(pass.cost.d);
+  sides.page = 2 * kPage * tensor.depth;
+  sides.chunks = static_cast<int>(tensor.depth / F::kWidth);
   const float scale = product_scale(tensor, p);
 
   const int row = static_cast<int>(threadIdx.x);  // that this thread decides about
-  const std::int64_t i = sides.own_first + row;
-  const bool mine = row < kTile, real = mine && i < n;
+  const std::int64_t i = own_first + row;
+  const bool mine = row < F::kOwn, real = mine && i < n;
+  open_room<F>(shared, sides);
   if (mine) room.own[row] = real ? pass.shift[p * n + i] : 0;
   __syncthreads();
   float sum = 0;
+  unsigned turn = 0;
   bool look = rebase, wanted = mine;  // for a new shift, of any row and of this one
   for (bool tried = false;; tried = true) {
     if (look) {
-      scan_rows<true>(shared, sides, scale);
+      scan_rows<F, true>(shared, scale, turn);
       if (wanted) room.own[row] = -rintf(join_parts<true>(room, row));
       __syncthreads();
     }
-    scan_rows<false>(shared, sides, scale);
+    scan_rows<F, false>(shared, scale, turn);
     if (mine) sum = join_parts<false>(room, row);
     wanted = !tried && !rebase && real && outside<float>(static_cast<double>(sum));
-    look = __syncthreads_or(static_cast<int>(wanted)) != 0;
+    look = __any_sync(~0U, __syncthreads_or(static_cast<int>(wanted)));
     if (!look) break;
   }
   if (mine && rank == 0) {
@@ -334,90 +496,81 @@ __global__ void __launch_bounds__(kThreads, 2)
   sync_cluster();  // no block goes while others write to it
 }
 
-__global__ void __launch_bounds__(kThreads, 2)
+template <class F>
+__global__ void __launch_bounds__(kThreads, 1)
     column_sums(const __grid_constant__ Pass<float> pass, const __grid_constant__ Tensor tensor) {
   extern __shared__ __align__(1024) char shared[];
   Room& room = *reinterpret_cast<Room*>(shared);
-  const std::int64_t p = tensor.first_problem + blockIdx.y, slot = blockIdx.x % pass.slots;
+  const std::int64_t p = tensor.first_problem + blockIdx.y, slot = blockIdx.x % pass.slots, m = pass.cost.m;
   const Flags flags = pass.flags[p];
   if (!flags.active) return;
-  const std::int64_t tiles = tensor.x.padded_count / kTile;
+  const std::int64_t tiles = (pass.cost.n + kPage - 1) / kPage, own_first = blockIdx.x / pass.slots * F::kOwn;
   Sides sides;
-  for (int part = 0; part < 2; ++part) {
-    sides.own[part] = tensor.y.parts[part] + p * tensor.y.padded_count * tensor.depth;
-    sides.other[part] = tensor.x.parts[part] + p * tensor.x.padded_count * tensor.depth;
-  }
-  sides.own_first = blockIdx.x / pass.slots * kTile;
+  sides.own = pages_from(tensor.y, tensor.depth, p, own_first);
+  sides.other = pages_from(tensor.x, tensor.depth, p, 0);
   sides.begin = tiles * slot / pass.slots;
   sides.end = tiles * (slot + 1) / pass.slots;
   sides.first = tensor.shift + p * tensor.x.padded_count;
   sides.second = tensor.u + p * tensor.x.padded_count;
-  sides.limit = tensor.x.padded_count;
-  sides.chunks = static_cast<int>(tensor.depth / kChunk);
-  sides.d = static_cast<int>(pass.cost.d);
+  sides.page = 2 * kPage * tensor.depth;
+  sides.chunks = static_cast<int>(tensor.depth / F::kWidth);
   const float scale = product_scale(tensor, p);
   const float* const all_G = pass.G + (p * 4 + flags.slot) * pass.width;
 
   const int column = static_cast<int>(threadIdx.x);
-  const std::int64_t j = sides.own_first + column;
-  if (column < kTile) room.own[column] = j < pass.cost.m ? all_G[j] : -INFINITY;
-
-  float value[kColumnTiles][2] = {};
-  for_tiles<false>(shared, sides, [&](const float (&sums)[kRowTiles][kColumnTiles][4], int half) {
-    float shift[kRowTiles][2], u[kRowTiles][2];
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        shift[r][h] = room.first[half][row_of(r, h)];
-        u[r][h] = room.second[half][row_of(r, h)];
-      }
-#pragma unroll
-    for (int c = 0; c < kColumnTiles; ++c) {
-      const float2 G = *reinterpret_cast<const float2*>(&room.own[column_of(c)]);
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const float t0 = fmaf(sums[r][c][2 * h], scale, G.x), t1 = fmaf(sums[r][c][2 * h + 1], scale, G.y);
-          value[c][0] = fmaf(power(t0, shift[r][h]), u[r][h], value[c][0]);
-          value[c][1] = fmaf(power(t1, shift[r][h]), u[r][h], value[c][1]);
-        }
-    }
-  });
-#pragma unroll
-  for (int c = 0; c < kColumnTiles; ++c)
-#pragma unroll
-    for (int l = 0; l < 2; ++l) {
-#pragma unroll
-      for (int lanes = 4; lanes < 32; lanes *= 2) value[c][l] += __shfl_xor_sync(~0U, value[c][l], lanes);
-      if (threadIdx.x % 32 < 4) room.parts[threadIdx.x / 32 % kWarpRows][column_of(c) + l] = value[c][l];
-    }
+  open_room<F>(shared, sides);
+  if (column < F::kOwn) room.own[column] = own_first + column < m ? all_G[own_first + column] : -INFINITY;
   __syncthreads();
-  if (column < kTile && j < pass.cost.m) {
-    float sum = 0;
-    for (int part = 0; part < kWarpRows; ++part) sum += room.parts[part][column];
-    pass.partial[(p * pass.slots + slot) * pass.width + j] = sum;
+  const Totals<F> totals = add_tiles<F, false, false>(shared, scale, 0);
+#pragma unroll
+  for (int r = 0; r < F::kRowTiles; ++r)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const std::int64_t j = own_first + 64 * (group_of() * F::kRowTiles + r) + 8 * h + row_of();
+      if (lane_of() % 4 == 0 && j < m) pass.partial[(p * pass.slots + slot) * pass.width + j] = totals.value[r][h];
+    }
+}
+
+// ---- launches ------------------------------------------------------------------------------------------------------
+
+// body(Form) with that of points of d coordinates.
+template <class Body>
+auto with_form(std::int64_t d, const Body& body) {
+  if (d <= 16) return body(Form<1, 2>{});
+  if (d <= 32) return body(Form<2, 2>{});
+  if (d <= 48) return body(Form<3, 2>{});
+  if (d <= 64) return body(Form<4, 2>{});
+  if (d <= 96) return body(Form<6, 1>{});
+  if (d <= 128) return body(Form<8, 1>{});
+  return body(Form<4, 2, true>{});
+}
+
+std::int64_t own_tiles(std::int64_t count, std::int64_t d) {
+  const std::int64_t own = with_form(d, [](auto form) { return decltype(form)::kOwn; });
+  return (count + own - 1) / own;
+}
+std::int64_t other_tiles(std::int64_t count) { return (count + kPage - 1) / kPage; }
+
+// Into how many parts the other side is cut: what 132 multiprocessors with a block each, whatever the device is, do in
+// the shortest time; a block begins and ends in what two tiles take.
+int parts_for(std::int64_t problems, std::int64_t own, std::int64_t other, bool clusters) {
+  int best = 1;
+  std::int64_t least = 0;
+  for (int parts = 1; parts <= kMostParts && parts <= other; ++parts) {
+    // Clusters leave gaps in the groups of 16 or 18 multiprocessors that hold them.
+    constexpr int kClusters[] = {132, 66, 40, 30, 0, 0, 0, 15};
+    const std::int64_t units = problems * own * (clusters ? 1 : parts), at_once = !clusters ? 132
+                                                                                  : parts <= kMostBlocks
+                                                                                      ? kClusters[parts - 1]
+                                                                                      : 0;
+    if (at_once == 0) continue;
+    const std::int64_t time = (units + at_once - 1) / at_once * ((other + parts - 1) / parts + 2);
+    if (parts > 1 && time >= least) continue;
+    best = parts;
+    least = time;
   }
+  return best;
 }
-
-// Into how many parts the other side is cut: the fewest, up to 8, that fill the device (132 multiprocessors with two
-// blocks each, whatever the device is) nearly as well as the best number does.
-int parts_for(std::int64_t problems, std::int64_t own_tiles, std::int64_t other_tiles, bool clusters) {
-  const auto share = [&](int parts) {
-    const std::int64_t blocks = problems * own_tiles * parts;
-    const std::int64_t at_once = 2 * (clusters && parts > 2 ? 120 : 132);  // larger clusters leave gaps
-    const std::int64_t rounds = (blocks + at_once - 1) / at_once;
-    return static_cast<double>(blocks) / static_cast<double>(rounds * at_once);
-  };
-  double best = 0;
-  for (int parts = 1; parts <= kMostBlocks && parts <= other_tiles; parts *= 2) best = std::max(best, share(parts));
-  int parts = 1;
-  while (share(parts) < 0.95 * best) parts *= 2;
-  return parts;
-}
-
-std::int64_t tiles_of(std::int64_t count) { return (count + kTile - 1) / kTile; }
 
 template <class Kernel>
 void launch(const Execution& exec, Kernel kernel, const Pass<float>& pass, Tensor& tensor, std::int64_t blocks,
@@ -447,17 +600,19 @@ void launch(const Execution& exec, Kernel kernel, const Pass<float>& pass, Tenso
 }  // namespace
 
 std::int64_t points_tensor_slots(const Batch<float>& cost) {
-  return parts_for(cost.problems, tiles_of(cost.m), tiles_of(cost.n), false);
+  return parts_for(cost.problems, own_tiles(cost.m, cost.d), other_tiles(cost.n), false);
 }
 
 void points_tensor(const Execution& exec, const Points<float>& points, const Pass<float>& pass) {
   Tensor tensor = {points.x, points.y, points.half_depth, points.largest, 0, points.u, points.shift, 0};
   tensor.scale = pass.cost.kind == CostKind::sqeuclidean ? 2 * pass.kappa : pass.kappa;
-  const std::size_t shared = shared_bytes(points.half_depth == kChunk);
-  const std::int64_t row_tiles = tiles_of(pass.cost.n), column_tiles = tiles_of(pass.cost.m);
-  const int parts = parts_for(pass.cost.problems, row_tiles, column_tiles, true);
-  launch(exec, row_sums, pass, tensor, row_tiles * parts, parts, shared);
-  launch(exec, column_sums, pass, tensor, column_tiles * pass.slots, 1, shared);
+  const std::int64_t d = pass.cost.d, rows = own_tiles(pass.cost.n, d), columns = own_tiles(pass.cost.m, d);
+  const int parts = parts_for(pass.cost.problems, rows, other_tiles(pass.cost.m), true);
+  with_form(d, [&](auto form) {
+    using F = decltype(form);
+    launch(exec, row_sums<F>, pass, tensor, rows * parts, parts, shared_bytes<F>());
+    launch(exec, column_sums<F>, pass, tensor, columns * pass.slots, 1, shared_bytes<F>());
+  });
 }
 
 }  // namespace quadric::cuda::transport

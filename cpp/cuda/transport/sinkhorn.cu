@@ -9,7 +9,9 @@
 #include <cstdint>
 
 #include "require.hpp"
+#include "transport/async.cuh"
 #include "transport/batch.hpp"
+#include "transport/launch.hpp"
 #include "transport/options.hpp"
 #include "transport/pass.cuh"
 
@@ -167,6 +169,8 @@ __global__ void __launch_bounds__(kThreads, 3)
   __shared__ unsigned dead[kEach];
   __shared__ bool last;
   const std::int64_t p = blockIdx.x / columns.blocks, block = blockIdx.x % columns.blocks;
+  wait_for_earlier_kernels();
+  let_next_kernel_begin();
   const Flags flags = columns.flags[p];
   if (flags.active == 0) return;
   const std::int64_t n = pass.cost.n, m = pass.cost.m, width = pass.width;
@@ -420,16 +424,16 @@ void sinkhorn(const Execution& exec, std::int64_t problems, const Cost<T>* cost,
   begin_kernel<T><<<grid, kThreads, 0, stream(exec)>>>(pass, columns, f, g, row_log_mass, column_log_mass, span);
   QUADRIC_CUDA_LAUNCHED();
   for (std::int64_t iteration = 0; iteration < options.count; ++iteration) {
+    pass.backwards = iteration % 2 != 0;
     if (stored)
       stored_pass(exec, pass);
     else
       points_pass(exec, points, pass);
     const auto blocks = static_cast<unsigned>(problems * columns.blocks);
     if (each == 1)
-      columns_kernel<T, 1><<<blocks, kThreads, 0, stream(exec)>>>(pass, columns, iteration);
+      launch_early(exec, &columns_kernel<T, 1>, blocks, kThreads, 0, 1, pass, columns, iteration);
     else
-      columns_kernel<T, 4><<<blocks, kThreads, 0, stream(exec)>>>(pass, columns, iteration);
-    QUADRIC_CUDA_LAUNCHED();
+      launch_early(exec, &columns_kernel<T, 4>, blocks, kThreads, 0, 1, pass, columns, iteration);
   }
   end_kernel<T><<<grid, kThreads, 0, stream(exec)>>>(pass, columns, f, g, span);
   QUADRIC_CUDA_LAUNCHED();

@@ -71,8 +71,8 @@ class Composition(SketchingOperator):
         result: np.ndarray = self.outer._sketch(self.inner._value(total, dtype))
         return result
 
-    def _sketch_on_gpu(self, A: DeviceArray) -> DeviceArray:
-        return self.outer._sketch_on_gpu(self.inner._sketch_on_gpu(A))
+    def _unscaled_on_gpu(self, A: DeviceArray) -> DeviceArray:
+        return self.outer._unscaled_on_gpu(self.inner._unscaled_on_gpu(A))
 
     def _adjoint(self, B: Data) -> Data:
         return self.inner._adjoint(self.outer._adjoint(B))

@@ -71,10 +71,11 @@ class IndependentEntries(SketchingOperator):
         return total
 
     def _add(self, A: Data, first: int, total: Data) -> None:
-        with threads.blas_limit(1):  # the kernel calls BLAS from its own threads
+        # The kernel calls BLAS from its own threads.
+        with threads.blas_limit(None if isinstance(A, DeviceArray) else 1):
             if len(total) == self.whole[0]:
                 kernel = backends.resolve("sketch.dense", self.backend, A)
-                kernel(A, first, self.seed, KINDS[self.kind], total, self._threads())
+                kernel(A, first, self.seed, KINDS[self.kind], total, self._threads(A))
                 return
             for start in range(0, len(A), _BLOCK):
                 rows = np.ascontiguousarray(A[start : start + _BLOCK])

@@ -80,9 +80,9 @@ def fwht(
             f"x must have a power of two of entries along axis {axis}, got shape {a.shape}"
         )
     kernel = backends.resolve("sketch.fwht", backend, a)
-    count = threads.resolve(n_threads)
+    count = threads.resolve(n_threads, a)
     if isinstance(a, DeviceArray):
-        to = None if out is None else _target_on_gpu(out, a)
+        to = a if out is x else None if out is None else _target_on_gpu(out, a)
         if check_finite:
             checks.finite(a, "x")
         result = _on_gpu(a, axis, orthonormal, to, kernel)

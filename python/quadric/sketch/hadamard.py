@@ -60,7 +60,7 @@ class SubsampledHadamard(SketchingOperator):
 
     def _add(self, A: Data, first: int, total: Data) -> None:
         kernel = backends.resolve("sketch.srht", self.backend, A)
-        kernel(A, first, self.seed, self._block, self.samples, total, self._threads())
+        kernel(A, first, self.seed, self._block, self.samples, total, self._threads(A))
 
     def _adjoint(self, B: Data) -> Data:
         if isinstance(B, DeviceArray):

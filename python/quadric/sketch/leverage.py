@@ -92,8 +92,7 @@ def leverage_scores(
     if isinstance(rows.a, DeviceArray) and not columns:
         found = scores_on_gpu(rows, ridge=ridge, seed=seed)
         if found is not None:
-            found = found.space.apply(lambda xp, scores: xp.clip(scores, 0.0, 1.0), found)
-            return found.astype(rows.dtype, copy=False).finished()
+            return found.finished()
     with threads.blas_limit(1):
         factor = factorize(rows, ridge=ridge, exact=not columns, seed=seed)
         result = estimate(rows, factor, columns, seed) if columns else rows.norms(factor.M)

@@ -51,7 +51,7 @@ class Passes:
         on = A if isinstance(A, DeviceArray) else None
         self._kernel = backends.resolve("sketch.residual_gradient", backend, on)
         self.backend = backend
-        self.workers = threads.resolve(n_threads)
+        self.workers = threads.resolve(n_threads, on)
         self.A, self.ridge, self.count = A, ridge, 0
         self.n, self.d = (int(size) for size in A.shape)
         self.dtype = np.dtype(A.dtype)

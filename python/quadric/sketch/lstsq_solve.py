@@ -62,7 +62,13 @@ class Options:
 def solve(passes: Passes, b: Data, options: Options) -> LstsqResult:
     """Solve for b of shape (n, k), C-contiguous; x and the residual of the result are matrices."""
     if isinstance(b, DeviceArray):
+        # Nobody looks at b before the solution is there: most are of moderate size.
+        result, again = _on_gpu(passes, b, options)
+        if result is not None:
+            return result
         b, b_norms, exponents = _sides_on_gpu(b)
+        if again and (result := _on_gpu(passes, b, options)[0]) is not None:
+            return _scaled_back(result, exponents, passes)
     else:
         b, exponents = scaling.moderate(b)
         b_norms = scaling.sums_norms(b)
@@ -96,15 +102,22 @@ def make_operator(
     return operator
 
 
+def _on_gpu(passes: Passes, b: DeviceArray, options: Options) -> tuple[LstsqResult | None, bool]:
+    """Return the solution by the Gram route on the GPU, or None and whether b is to blame."""
+    if passes.n < passes.d or options.rcond is not None:
+        return None, False
+    method, operator = _plan(passes, b.shape[1], options)
+    if method not in ("gram", "direct"):
+        return None, False
+    task = lstsq_on_gpu.Task(passes, b, options.tol, options.max_iter, options.progress)
+    return task.run(operator, method), not task.moderate
+
+
 def _sides_on_gpu(b: DeviceArray) -> tuple[DeviceArray, np.ndarray, np.ndarray]:
     """Return moderate right-hand sides, their norms and exponents; norms tell what is moderate."""
     norms = scaling.sums_norms(b)
     exponents = np.zeros(len(norms), np.int64)
-    if (
-        not np.isfinite(norms).all()
-        or scaling.exponents(norms, b.dtype).any()
-        or (norms == 0).any()
-    ):
+    if scaling.extreme(norms, b.dtype).any():
         checks.finite(b, "b")
         b, exponents = scaling.moderate(b)
         norms = scaling.sums_norms(b)
@@ -115,19 +128,6 @@ def _tall(
     passes: Passes, b: Data, b_norms: np.ndarray, options: Options
 ) -> tuple[LstsqResult, str]:
     method, operator = _plan(passes, b.shape[1], options)
-    if isinstance(b, DeviceArray) and method in ("gram", "direct") and options.rcond is None:
-        found = lstsq_on_gpu.solve(
-            passes,
-            b,
-            b_norms,
-            operator,
-            method,
-            tol=options.tol,
-            max_iter=options.max_iter,
-            progress=options.progress,
-        )
-        if found is not None:
-            return found, ""
     factor = _factor(passes, b, operator, options)
     x = factor.apply(factor.start)
     R = factor.R

@@ -101,7 +101,8 @@ class SketchingOperator(ABC):
         if isinstance(A, Transposed):
             return NotImplemented
         rows = _rows(A, "A")
-        return inputs.wrapper(A)(self._product(rows, _shape(A)))
+        out = self._product(rows, _shape(A))
+        return out.finished() if isinstance(out, DeviceArray) else inputs.wrapper(A)(out)
 
     def __rmatmul__(self, A: Array) -> Any:
         """Return ``A S``."""
@@ -211,6 +212,12 @@ class SketchingOperator(ABC):
 
     def _sketch_on_gpu(self, A: DeviceArray) -> DeviceArray:
         """Return ``S A`` on the GPU that has A, where streams do not go."""
+        out = self._unscaled_on_gpu(A)
+        arrays.scale(out, self.scale)
+        return out
+
+    def _unscaled_on_gpu(self, A: DeviceArray) -> DeviceArray:
+        """Return ``S A / scale`` in new memory."""
         before = self.column % self._block
         if before:  # a block that begins before the first row begins with zeros
             part, A = A, arrays.zeros(A, (before + A.shape[0], A.shape[1]), A.dtype)
@@ -218,7 +225,7 @@ class SketchingOperator(ABC):
         total = self._sum_on_gpu(A, self.column - before)
         if total.shape[0] != self.m:
             total = total[self.row : self.row + self.m]
-        return self._scaled_on_gpu(total).astype(arrays.computing(A.dtype), copy=False)
+        return total.astype(arrays.computing(A.dtype), copy=False)
 
     def _sum_on_gpu(self, A: DeviceArray, first: int) -> DeviceArray:
         """Return the unscaled sketch, or that by all rows of the whole."""
@@ -239,8 +246,8 @@ class SketchingOperator(ABC):
         inputs.finite_result(out, "its sketch", (A if given is None else given, "A"))
         return out.reshape(-1) if len(shape) == 1 else out
 
-    def _threads(self) -> int:
-        return threads.resolve(self.n_threads)
+    def _threads(self, on: Data = None) -> int:
+        return threads.resolve(self.n_threads, on)
 
 
 @dataclass(frozen=True)

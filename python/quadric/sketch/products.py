@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from quadric import arrays, backends, checks, threads
+from quadric import arrays, backends, checks, device, threads
 from quadric.arrays import Array, Data
 from quadric.device import DeviceArray
 from quadric.sketch import inputs, scaling
@@ -93,7 +93,7 @@ def residual_gradient(
             f"b must have shape {(n, *x.shape[1:])} to go with A and x, got {tuple(b.shape)}"  # type: ignore[union-attr]
         )
     kernel = backends.resolve("sketch.residual_gradient", backend, a)
-    count = threads.resolve(n_threads)
+    count = threads.resolve(n_threads, a)
     if isinstance(a, DeviceArray):
         return _on_gpu(a, right, left, kernel, len(x.shape) == 1)
 
@@ -115,7 +115,7 @@ def residual_gradient(
     inputs.finite_result(gradient, "the gradient", *given)
     norms = np.sqrt(squares)
     # Where squares overflow or vanish the norm need not.
-    extreme = ~np.isfinite(squares) | (scaling.exponents(norms, np.float64) != 0) | (squares == 0)
+    extreme = scaling.extreme(norms, np.float64)
     if extreme.any():
         norms[extreme] = scaling.norms(r[:, extreme])
         inputs.finite_result(norms, "the residual", *given)
@@ -129,25 +129,35 @@ def _on_gpu(
     A: DeviceArray, x: DeviceArray, b: DeviceArray | None, kernel: Any, vector: bool
 ) -> ResidualGradient:
     (n, d), k = A.shape, x.shape[1]
-    g = arrays.zeros(A, (d, k), np.float64)
-    r = arrays.zeros(A, (n, k), A.dtype)
-    norms = np.zeros(k)
+    space = A.space
+    tail = () if vector else (k,)
+    r, g = space.empty((n, *tail), A.dtype), space.empty((d, *tail), np.float64)
+    looked_at = space.empty(1 + k, np.float64)  # where g is not finite, and the squares of norms
     if n and d and k:
-        kernel(A, x, b, r, g, norms, 1)
-        norms = np.sqrt(norms)
-    elif b is not None:
-        r.assign(b)
-    extreme = ~np.isfinite(norms) | (scaling.exponents(norms, np.float64) != 0) | (norms == 0)
-    given = [(A, "A"), (x, "x")] + ([] if b is None else [(b, "b")])
+        R, G = (r[:, None], g[:, None]) if vector else (r, g)
+        kernel(A, x, b, R, G, looked_at[1:], 1)
+    else:
+        looked_at.fill(0)
+        g.fill(0)
+        if b is None:
+            r.fill(0)
+        else:
+            r.assign(b[:, 0] if vector else b)
     gradient = g.astype(A.dtype, copy=False)
-    inputs.finite_result(gradient, "the gradient", *given)
+    place = looked_at[:1].as_bits(np.int64)
+    space.run(device.arrays().first_not_finite, device.flat(gradient), result=place)
+    found = looked_at.host()
+    norms = np.sqrt(found[1:])
+    extreme = scaling.extreme(norms, np.float64)
+    given = [(A, "A"), (x, "x")] + ([] if b is None else [(b, "b")])
+    if found[:1].view(np.int64)[0] >= 0:
+        inputs.finite_result(gradient, "the gradient", *given)
     if extreme.any() and n:
         for j in np.flatnonzero(extreme).tolist():
-            norms[j] = scaling.norm(arrays.host(r[:, j]))
+            norms[j] = scaling.norm(arrays.host(r if vector else r[:, j]))
         inputs.finite_result(norms, "the residual", *given)
-    if vector:
-        return ResidualGradient(gradient[:, 0].finished(), r[:, 0].finished(), float(norms[0]))
-    return ResidualGradient(gradient.finished(), r.finished(), norms)
+    norm = float(norms[0]) if vector else norms
+    return ResidualGradient(gradient.finished(), r.finished(), norm)
 
 
 def _side(x: Array, name: str, rows: int, A: Data) -> Data:

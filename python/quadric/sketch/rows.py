@@ -18,7 +18,7 @@ from quadric.errors import LinAlgError
 from quadric.sketch import cost_model, inputs
 from quadric.sketch.hadamard import srht
 from quadric.sketch.lstsq_factor import column_norms
-from quadric.sketch.triangle_on_gpu import Triangle, condition, fetched
+from quadric.sketch.triangle_on_gpu import Together, Triangle, condition
 
 NNZ = 8  # nonzeros per column of the sketch
 
@@ -157,7 +157,7 @@ class Rows:
 
     def _run(self, kernel: str, *arguments: Any) -> None:
         run = backends.resolve(f"sketch.{kernel}", self.backend, self.a)
-        run(*arguments, threads.resolve(self.n_threads))
+        run(*arguments, threads.resolve(self.n_threads, self.a))
 
 
 def _taken(a: DeviceArray, columns: np.ndarray) -> DeviceArray:
@@ -172,8 +172,8 @@ def check_rows(
     A: Any, name: str, backend: str | None, n_threads: int | None, *, gpu: bool = False
 ) -> Rows:
     """Return the rows of `A`: an array, or a sparse matrix of SciPy, which becomes CSR."""
-    threads.resolve(n_threads)
     a = inputs.rows_of(A, name) if sparse.issparse(A) else checks.matrix(A, name, gpu=gpu)
+    threads.resolve(n_threads, a)
     backends.resolve("sketch.row_norms", backend, a)
     if 0 in a.shape:
         raise ValueError(f"{name} must have at least one row and column, got shape {a.shape}")
@@ -254,33 +254,41 @@ def factorize(rows: Rows, *, ridge: float = 0.0, exact: bool = True, seed: int =
 
 
 def scores_on_gpu(rows: Rows, *, ridge: float = 0.0, seed: int = 0) -> DeviceArray | None:
-    """Return the squared norms of the rows of ``A M`` of :func:`factorize`, without the CPU.
+    """Return the leverage scores from ``A M`` of :func:`factorize`, without the CPU.
 
     None where the rank of A is in doubt.
     """
     n, d = rows.shape
-    m = cost_model.rows_on_gpu(d)
+    m, scale = cost_model.rows_on_gpu(d), 1.0
     direct = n <= 2 * m
     if direct:
         part = rows.a.astype(np.float64, copy=True)
     else:
-        part = srht(m, n, seed=seed)._sketch(rows.a).astype(np.float64, copy=False)
+        operator = srht(m, n, seed=seed)
+        scale = operator.scale
+        part = operator._unscaled_on_gpu(rows.a).astype(np.float64, copy=False)
     top = part
     if ridge:
         top = arrays.zeros(part, (len(part) + d, d), np.float64)
         top[: len(part)].assign(part)
-        top[len(part) :].diagonal().fill(np.sqrt(ridge))
+        top[len(part) :].diagonal().fill(np.sqrt(ridge) / scale)
     if len(top) < d:
         return None
-    triangle = Triangle(top)
+    there = Together(part.space, norms=(d,), powers=(4, d), failures=(2,))
+    triangle = Triangle(top, there["norms"], rough=not direct)
     if not direct:
         triangle.correct(lambda P, G: rows._run("preconditioned_gram", rows.a, P, G), ridge)
-    result = rows.norms_on_gpu(triangle.P)
-    powers = triangle.powers(triangle.R, triangle.inverse)
-    norms, *found = fetched([triangle.norms, *powers, *triangle.failures])
-    _, cond = condition(np.concatenate(found[:4]))
-    sound = cond * 400 * d * float(np.finfo(rows.dtype).eps) < 1 and np.isfinite(norms).all()
-    return result if sound and all(status[0] == -1 for status in found[4:]) else None
+    result: DeviceArray = rows.a.space.empty(n, np.float64)
+    result.space.run(device.sketch().triangular_row_norms, rows.a, triangle.P, result)
+    result = result.space.apply(lambda xp, scores: xp.clip(scores, 0.0, 1.0), result)
+    triangle.powers(there["powers"])
+    there["failures"].assign(triangle.failures)
+    found = there.fetch()
+    if found is None or (found["failures"] != -1).any():
+        return None
+    _, cond = condition(found["powers"])
+    sound = cond * 400 * d * float(np.finfo(rows.dtype).eps) < 1
+    return result.astype(rows.dtype, copy=False) if sound else None
 
 
 def _sketch_rows(d: int, *, exact: bool) -> int:

@@ -37,6 +37,12 @@ def exponent(size: float, dtype: Any, power: int = 2) -> int:
     return 0 if abs(found) < np.finfo(dtype).maxexp // (2 * power) else found
 
 
+def extreme(sizes: np.ndarray, dtype: Any) -> np.ndarray:
+    """Say which sizes are 0, not moderate (see `exponents`) or not finite."""
+    limit = 2.0 ** (np.finfo(dtype).maxexp // 4 - 1)
+    return np.asarray(~((sizes < limit) & (sizes >= 0.5 / limit)))
+
+
 def moderate(b: Data) -> tuple[Data, np.ndarray]:
     """Return ``b / 2^e`` with moderate columns, and their exponents e."""
     found = exponents(largest(b), b.dtype)

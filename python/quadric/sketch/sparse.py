@@ -77,7 +77,7 @@ class SparseSign(SketchingOperator):
 
     def _add(self, A: Data, first: int, total: Data) -> None:
         kernel = backends.resolve("sketch.sparse_sign", self.backend, A)
-        kernel(A, first, self.seed, self.nnz, total, self._threads())
+        kernel(A, first, self.seed, self.nnz, total, self._threads(A))
 
     def _add_sparse(self, A: sparse.csr_array, first: int, total: np.ndarray) -> None:
         kernel = backends.resolve("sketch.sparse_sign_csr", self.backend)

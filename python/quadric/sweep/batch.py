@@ -133,21 +133,19 @@ def _on_gpu(
     space, (k, m, n) = w.space, w.shape
     run, kernels = space.run, device.sweep()
     backends.resolve("sweep.sweep", backend, w)
-    checks.finite(w.reshape(k * m, n), "W")
     damping = checks.real(damping, "damping", low=0)
     checks.choice(order, "order", ("natural", "activation"))
 
     w, h = arrays.contiguous(w), arrays.contiguous(h)
-    defects, pivots = space.empty(k, np.float64), space.empty(k, np.int64)
+    found = space.empty((2, k), np.float64)  # defects and pivots: one copy to the host
     there, dead = space.empty((k, n), np.int64), space.empty((k, n), np.bool_)
-    diagonals, damped = (space.empty((k, n), np.float64) for _ in range(2))
     index, A = space.empty((k, n), np.int32), space.empty((k, n, n), w.dtype)
     group = space.from_host(grid.index(np.arange(n)))
-    activation = order == "activation"
-    run(kernels.symmetry_defect_batch, h, defects)
-    run(kernels.arrange, h, damping, activation, group, there, dead, diagonals, damped, index)
-    run(kernels.gather_batch, h, there, dead, A)
-    run(kernels.cholesky_batch, A, damped, pivots)
+    run(
+        kernels.factorize_batch,
+        *(h, damping, order == "activation", group),
+        *(A, there, dead, None, index, found[0], found[1].as_bits(np.int64)),
+    )
 
     codes, loss = space.empty((k, m, n), np.uint8), space.empty((k, m), np.float64)
     scales = space.empty((k, m, grid.groups), w.dtype)
@@ -185,8 +183,9 @@ def _on_gpu(
         )
         for i in range(k)
     ]
-    crooked = ~(defects.host() <= np.sqrt(np.finfo(w.dtype).eps))
-    bad = crooked | ~(diagonals.host().sum(axis=1) > 0) | (pivots.host() >= 0)
-    if not arrays.all_finite(scales):
+    not_finite = run(kernels.first_not_finite, device.flat(w), device.flat(scales))
+    defects, pivots = found.host()
+    bad = ~(defects <= np.sqrt(np.finfo(w.dtype).eps)) | (pivots.view(np.int64) >= 0)
+    if max(not_finite) >= 0:
         bad |= True  # one by one, so that the message is about the one that is meant
     return results, [int(i) for i in np.flatnonzero(bad)]

@@ -188,12 +188,13 @@ def factorize(
     damping = checks.real(damping, "damping", low=0)
     retries = checks.integer(retries, "retries", low=0)
     checks.choice(on_failure, "on_failure", ("raise", "round_to_nearest"))
-    threads_used = threads.resolve(n_threads)
-    gather = backends.resolve("sweep.gather", backend, h)
     cholesky = backends.resolve("sweep.cholesky", backend, h)
-
     begun = None if overwrite_h else _begin(h, damping, order)
-    defect, original = _looked_at(h, backend, threads_used) if begun is None else begun.seen
+    threads_used = threads.resolve(n_threads)
+    if begun is None:
+        defect, original = _looked_at(h, backend, threads_used)
+    else:
+        defect, original = begun.finish()
     if np.isnan(defect):
         checks.finite(h, "H")
     # The rounding of two products summed in different orders stays far below this.
@@ -213,11 +214,12 @@ def factorize(
         perm = permutation(order, original)
         A = _own_memory(h) if overwrite_h else arrays.empty(h, (n, n), h.dtype)
         there = arrays.beside(perm, h)
+        gather = backends.resolve("sweep.gather", backend, h)
         gather(A if overwrite_h else h, there, A, threads_used)
         if n_dead:  # where products underflowed, a zero diagonal may have neighbours
             arrays.clear(A, n - 1 - np.flatnonzero(dead[perm]), rows=True)
     else:
-        A, there, perm = begun.A, begun.order, begun.columns()
+        A, there, perm = begun.A, begun.order, begun.columns
         pivot = None if begun.position < 0 else int(perm[begun.position])
         attempts.append(FactorAttempt(A.dtype.name, damping, pivot, begun.seconds))
 
@@ -230,16 +232,21 @@ def factorize(
         attempts.append(FactorAttempt(A.dtype.name, relative, pivot, seconds))
         return pivot is None
 
+    def climb() -> bool:
+        steps = _ladder(damping, retries)
+        with threads.blas_limit(1):  # the kernels call BLAS from threads of their own
+            if any(attempt(A, step) for step in steps[len(attempts) :]):
+                return True
+            if A.dtype == np.float32:
+                wide = A.astype(np.float64)
+                if any(attempt(wide, step) for step in steps):
+                    arrays.assign(A, wide)
+                    return True
+        return False
+
     fallback = False
-    steps = _ladder(damping, retries)
-    with threads.blas_limit(1):  # the kernels call BLAS from threads of their own
-        done = begun is not None and begun.position < 0
-        done = done or any(attempt(A, step) for step in steps[len(attempts) :])
-        if not done and A.dtype == np.float32:
-            wide = A.astype(np.float64)
-            if done := any(attempt(wide, step) for step in steps):
-                arrays.assign(A, wide)
-    if not done:
+    done = begun is not None and begun.position < 0
+    if not (done or climb()):
         last = attempts[-1]
         if on_failure == "raise":
             raise LinAlgError(
@@ -263,34 +270,48 @@ def factorize(
     )
 
 
-@dataclass(frozen=True, slots=True)
 class _Begun:
-    """A first try on a GPU, which began before anything was known of the Hessian.
+    """A first try on a GPU, which begins before anything is known of the Hessian.
 
     Attributes
     ----------
     A : DeviceArray
         The factor, or what another try can start from.
     order : DeviceArray
-    natural : bool
-        Whether that is the order of the columns.
-    seen : pair of float and ndarray
-        What :func:`_looked_at` returns.
+    columns : ndarray
+        The same on the host; from here on known once it has finished.
     position : int
         Where in the sweep the factorization broke down, or -1.
     seconds : float
     """
 
-    A: DeviceArray
-    order: DeviceArray
-    natural: bool
-    seen: tuple[float, np.ndarray]
+    columns: np.ndarray
     position: int
     seconds: float
 
-    def columns(self) -> np.ndarray:
-        """Return the order."""
-        return np.arange(len(self.A), dtype=np.int64) if self.natural else self.order.host()
+    def __init__(self, h: DeviceArray, damping: float, activation: bool) -> None:
+        self._start = time.perf_counter()
+        space, n = h.space, len(h)
+        A = space.empty((1, n, n), h.dtype)
+        # The diagonal, the defect, the pivot and the order: one copy to the host.
+        self._found = found = space.empty((1, 2 * n + 2), np.float64)
+        order = found[:, n + 2 :].as_bits(np.int64)
+        defect, pivot = found[0, n : n + 1], found[0, n + 1 : n + 2].as_bits(np.int64)
+        space.run(
+            device.sweep().factorize_batch,
+            *(h.reshape(1, n, n), damping, activation, None),
+            *(A, order, None, found[:, :n], None, defect, pivot),
+        )
+        self.A, self.order = A[0], order[0]
+
+    def finish(self) -> tuple[float, np.ndarray]:
+        """Wait, and return what :func:`_looked_at` does."""
+        n = len(self.A)
+        found = self._found.host()[0]
+        bits = found[n + 1 :].view(np.int64)
+        self.position, self.columns = int(bits[0]), bits[1:]
+        self.seconds = time.perf_counter() - self._start
+        return float(found[n]), found[:n]
 
 
 def _begin(h: Data, damping: float, order: Any) -> _Begun | None:
@@ -298,29 +319,7 @@ def _begin(h: Data, damping: float, order: Any) -> _Begun | None:
     known = isinstance(order, str) and order in ("natural", "activation")
     if not (isinstance(h, DeviceArray) and h.c_contiguous and known):
         return None
-    start = time.perf_counter()
-    space, kernels, n = h.space, device.sweep(), len(h)
-    shape = (1, n)
-    A, columns = space.empty((n, n), h.dtype), space.empty(shape, np.int64)
-    dead, damped = space.empty(shape, np.bool_), space.empty(shape, np.float64)
-    seen = space.empty(
-        n + 2, np.float64
-    )  # the diagonal, the defect and the pivot: one copy to the host
-    one, diagonal, defect, pivot = h.reshape(1, n, n), seen[:n], seen[n : n + 1], seen[n + 1 :]
-    activation = order == "activation"
-    space.run(kernels.symmetry_defect, h, result=defect)
-    space.run(
-        kernels.arrange,
-        *(one, damping, activation, None),
-        *(columns, dead, diagonal.reshape(shape), damped, None),
-    )
-    space.run(kernels.gather_batch, one, columns, dead, A.reshape(1, n, n))
-    space.run(kernels.cholesky, A, damped.reshape(-1), result=pivot.as_bits(np.int64))
-    found = seen.host()
-    position = int(found[n + 1 :].view(np.int64)[0])
-    looked_at = float(found[n]), found[:n]
-    seconds = time.perf_counter() - start
-    return _Begun(A, columns.reshape(-1), not activation, looked_at, position, seconds)
+    return _Begun(h, damping, order == "activation")
 
 
 def _looked_at(h: Data, backend: str | None, n_threads: int) -> tuple[float, np.ndarray]:

@@ -35,35 +35,14 @@ def check_weights(W: Array, factor: Factor | None, *, required: bool = True) -> 
     return w
 
 
-class _Finite:
-    """Looks at arrays on a GPU without waiting for it until the end."""
-
-    def __init__(self, w: Data) -> None:
-        self._found: DeviceArray | None = None
-        if isinstance(w, DeviceArray):
-            self._found = w.space.full(2, np.int64, -1)
-            self._look(w, 0)
-        self._w = w
-
-    def check(self, scales: Data) -> bool:
-        """Refuse weights that are not finite, and say whether `scales` are."""
-        if self._found is None:
-            return scales is None or arrays.all_finite(scales)
-        if scales is not None:
-            self._look(scales, 1)
-        of_weights, of_scales = self._found.host()
-        if of_weights >= 0:
-            checks.finite(self._w, "W")
-        return bool(of_scales < 0)
-
-    def _look(self, a: DeviceArray, place: int) -> None:
-        assert self._found is not None
-        if a.size:
-            a.space.run(
-                device.arrays().first_not_finite,
-                device.flat(a),
-                result=self._found[place : place + 1],
-            )
+def _finite(w: Data, scales: Data | None) -> bool:
+    """Refuse weights on a GPU that are not finite, and say whether `scales` are; waits for it."""
+    if not isinstance(w, DeviceArray):
+        return scales is None or arrays.all_finite(scales)
+    of_weights, of_scales = w.space.run(device.sweep().first_not_finite, w, scales)
+    if of_weights >= 0:
+        checks.finite(w, "W")
+    return bool(of_scales < 0)
 
 
 def shift(
@@ -126,23 +105,16 @@ def quantized(
     scales = arrays.empty(w, (m, grid.groups), w.dtype)
     zeros = arrays.empty(w, (m, grid.groups), np.uint8)
     mask = None if pattern is patterns.NONE else _all_kept(w)
-    group = grid.index(_order(factor, n))
-    there = arrays.beside(group, w)
+    order = _order(factor, n)
+    group = grid.index(order)
     if not grid.dynamic and m:
         grid.fit(w, _dead(factor), scales, zeros, backend, workers)
     outputs = (codes, scales, zeros, None, mask if pattern.prunes else None)
-    loss = _call(w, factor, there, grid, pattern, feedback, outputs, backend, workers)
-    finite = _Finite(w)  # this, and all that follows, while a GPU works
-    group_index = np.empty_like(group)
-    group_index[_order(factor, n)] = group
-    index = there if np.array_equal(group, group_index) else arrays.beside(group_index, w)
-    if not finite.check(scales):
-        largest = np.abs(arrays.host(w)).max()
-        raise ValueError(
-            f"W must have ranges that {w.dtype} can hold, got entries up to {largest:.2g}"
-        )
+    loss = _call(w, factor, group, grid, pattern, feedback, outputs, backend, workers)
+    index = np.empty_like(group)  # this, and all that follows, while a GPU works
+    index[order] = group
     like = arrays.like(W)
-    return QuantizedMatrix(
+    result = QuantizedMatrix(
         codes=like(codes),
         scales=like(scales),
         zeros=like(zeros),
@@ -153,6 +125,12 @@ def quantized(
         loss=None if loss is None else like(loss),
         mask=None if mask is None else like(mask),
     )
+    if not _finite(w, scales):
+        largest = np.abs(arrays.host(w)).max()
+        raise ValueError(
+            f"W must have ranges that {w.dtype} can hold, got entries up to {largest:.2g}"
+        )
+    return result
 
 
 def pruned(
@@ -169,13 +147,14 @@ def pruned(
     m, n = w.shape
     weights = arrays.empty(w, (m, n), w.dtype)
     mask = _all_kept(w)
-    group = arrays.zeros(w, n, np.int32)
+    group = np.zeros(n, np.int32)
     workers = threads.resolve(n_threads)
     outputs = (None, None, None, weights, mask if pattern.prunes else None)
     loss = _call(w, factor, group, None, pattern, feedback, outputs, backend, workers)
-    _Finite(w).check(None)
     like = arrays.like(W)
-    return PrunedMatrix(like(weights), like(mask), None if loss is None else like(loss))
+    result = PrunedMatrix(like(weights), like(mask), None if loss is None else like(loss))
+    _finite(w, None)
+    return result
 
 
 def _all_kept(w: Data) -> Data:
@@ -195,7 +174,7 @@ def _dead(factor: Factor | None) -> np.ndarray | None:
 def _call(
     w: Data,
     factor: Factor | None,
-    group: Data,
+    group: np.ndarray,
     grid: Grid | None,
     pattern: Pattern,
     feedback: bool,
@@ -213,14 +192,17 @@ def _call(
     if m == 0:
         return loss
     options: tuple[Any, ...] = (0, 0, 0, False, False, 1.0, 1, 0)
+    told: Data | None = group
     if grid is not None:
         options = (grid.width if grid.dynamic else 0, grid.stale_block, *grid.options)
+    if isinstance(w, DeviceArray):  # where it is needed only if grids are given
+        told = None if grid is None or grid.dynamic else arrays.beside(group, w)
     kernel(
         w,
         None if factor is None else factor._upper,
         arrays.beside(_order(factor, n), w) if factor is None else factor._there,
         None if (dead := _dead(factor)) is None else arrays.beside(dead, w),
-        group,
+        told,
         *options,
         *pattern.options,
         feedback,

@@ -201,14 +201,14 @@ class Newton:
         # What is not on the list has at most the mass min(n, m) 2^-bits of the larger masses.
         bits = math.log2(min(len(a), len(b)) * min(a.sum(), b.sum()) / tol) + 4 + slack
         kernel = backends.resolve("transport.candidates", s.backend, on=s.cost.array)
+        there = s.masses[0][0], s.masses[1][0]
         found = kernel(
-            *s.cost.single(), a, b, state.f[0], state.g[0], reg, max(bits, slack), limit,
+            *s.cost.single(), *there, state.f[0], state.g[0], reg, max(bits, slack), limit,
             s.n_threads,
         )  # fmt: skip
         if found is None:
             return None
         starts, indices, costs = found
-        there = arrays.beside(a, costs), arrays.beside(b, costs)
         return _List(starts, indices, costs, a, b, there, reg, s.backend, s.n_threads)
 
     def _steps(self, entries: _List, state: State, tol: float, most: float) -> tuple[_Point, bool]:

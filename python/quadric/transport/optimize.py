@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quadric import threads
+from quadric import arrays, threads
+from quadric.device import DeviceArray
 from quadric.transport import small
 from quadric.transport.cost import Cost
 from quadric.transport.history import HISTORY, MANY, Progress, Recorder
@@ -115,7 +116,10 @@ def optimize(
     if max_iter is None:
         max_iter = MANY
     recorder = Recorder(tol, max_iter, progress)
-    sinkhorn = Sinkhorn(cost, a, b, theta_a, theta_b, recorder, backend, n_threads)
+    there = None
+    if isinstance(on := cost.array, DeviceArray):
+        there = arrays.beside(a, on), arrays.beside(b, on)
+    sinkhorn = Sinkhorn(cost, a, b, theta_a, theta_b, recorder, backend, n_threads, there)
     sparse = theta_a == theta_b == 1 and method != "sinkhorn"
     with threads.blas_limit(1):
         if method in ("auto", "sinkhorn") and small.fits(cost):
@@ -125,7 +129,7 @@ def optimize(
             small.solve(sinkhorn, state, levels, reg, tol, omega, coarse=coarse, **options)
             if sparse and not (state.error <= tol).all():
                 # What is left is small, and hard: Newton's many short steps are for the CPU.
-                here = replace(sinkhorn, cost=cost.host())
+                here = replace(sinkhorn, cost=cost.host(), there=None)
                 _rest(here, state, reg, method, tol, max_iter, omega)
         elif sparse and len(a) == 1:
             state = _newton(sinkhorn, reg, method, tol, omega, warm_start)

@@ -35,7 +35,8 @@ class Problem:
     cost : Cost
         Of shape (B, n, m).
     a, b : array of float64, shape (B, n) and (B, m)
-        Masses; zeros are allowed.
+        Masses; zeros are allowed. If nobody gave them, the problems of a batch share the memory
+        of one row.
     reg : float
         In units of the cost.
     rho : tuple of float
@@ -71,8 +72,9 @@ class Problem:
     @property
     def mass(self) -> np.ndarray:
         """What is moved in each problem, shape (B,)."""
-        mass: np.ndarray = (self.a.sum(axis=1) + self.b.sum(axis=1)) / 2
-        return mass
+        a, b = (w[:1] if self.uniform else w for w in (self.a, self.b))
+        mass: np.ndarray = (a.sum(axis=1) + b.sum(axis=1)) / 2
+        return np.full(len(self.a), mass[0]) if self.uniform else mass
 
     def kernel(self, name: str) -> Callable[..., Any]:
         """Return the kernel of this family on the caller's backend."""
@@ -194,15 +196,19 @@ def build(
     """
     B, n, m = cost.shape
     reg, rho = checks.positive(reg, "reg"), penalties(unbalanced)
-    (a_, eps_a), (b_, eps_b) = _masses(a, "a", (B, n), batched), _masses(b, "b", (B, m), batched)
     uniform = a is None and b is None
+    rows = 1 if uniform else B
+    a_, eps_a = _masses(a, "a", (rows, n), batched)
+    b_, eps_b = _masses(b, "b", (rows, m), batched)
     if normalize and not uniform:
         a_, b_ = (w / w.sum(axis=1, keepdims=True) for w in (a_, b_))
     elif min(rho) == math.inf and not (uniform and n == m):
         b_ = equal_mass(a_, b_, max(eps_a, eps_b), ": normalize=True divides each by its sum")
+    if rows < B:
+        a_, b_ = np.broadcast_to(a_, (B, n)), np.broadcast_to(b_, (B, m))
     # A wrong name is refused before any work.
     backends.resolve("transport.sinkhorn", backend, on=cost.array)
-    workers = threads.resolve(n_threads)
+    workers = threads.resolve(n_threads, cost.array)
     return Problem(cost, a_, b_, reg, rho, batched, wrap, backend, workers, uniform)
 
 

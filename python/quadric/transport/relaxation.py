@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from quadric import backends
+from quadric.arrays import Data
 from quadric.transport.cost import Cost
 from quadric.transport.history import Recorder
 
@@ -138,6 +139,8 @@ class Sinkhorn:
     recorder : Recorder
     backend : str or None
     n_threads : int
+    there : pair of DeviceArray or None
+        The masses where the cost is, if that is on a GPU.
     """
 
     cost: Cost
@@ -148,6 +151,12 @@ class Sinkhorn:
     recorder: Recorder
     backend: str | None
     n_threads: int
+    there: tuple[Data, Data] | None = None
+
+    @property
+    def masses(self) -> tuple[Data, Data]:
+        """The masses for a kernel that works on the cost."""
+        return self.there or (self.a, self.b)
 
     def start(self) -> State:
         """Return the state of potentials that are zero."""
@@ -158,7 +167,8 @@ class Sinkhorn:
     def item(self, k: int) -> "Sinkhorn":
         """Return the k-th problem alone."""
         s = slice(k, k + 1)
-        return replace(self, cost=self.cost.item(k), a=self.a[s], b=self.b[s])
+        there = self.there and (self.there[0][s], self.there[1][s])
+        return replace(self, cost=self.cost.item(k), a=self.a[s], b=self.b[s], there=there)
 
     def iterate(self, state: State, reg: float, tol: float, count: int) -> None:
         """Make up to `count` plain iterations in place, and note them."""
@@ -250,7 +260,7 @@ class Sinkhorn:
         """
         errors = np.full((len(omega), count), math.nan)
         kernel = backends.resolve("transport.sinkhorn", self.backend, on=self.cost.array)
-        fixed = (*self.cost.args, self.a, self.b, reg, self.theta_a, self.theta_b)
+        fixed = (*self.cost.args, *self.masses, reg, self.theta_a, self.theta_b)
         kernel(*fixed, omega, tol, count, state.f, state.g, errors, self.n_threads)
         state.iterations += np.count_nonzero(~np.isnan(errors), axis=1)
         return errors

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
@@ -14,6 +15,8 @@ from quadric.arrays import Array, Data
 from quadric.device import DeviceArray
 from quadric.errors import ConvergenceWarning
 from quadric.progress import bar
+from quadric.transport import small
+from quadric.transport.entries import check_entries
 from quadric.transport.problem import TOL, Measures, Problem, measure
 from quadric.transport.results import TransportResult
 
@@ -32,6 +35,7 @@ class _Options:
     max_iter: int | None
     omega: float | None
     progress: Callable[[int, float, float], None] | None
+    check: Callable[[], None] | None  # of the entries of the cost, where it is not made yet
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +46,13 @@ class _Found:
     iterations: np.ndarray
     history: np.ndarray
     method: str
+    outputs: tuple[Array, ...] | None = None
+    """The arrays of the result, from f to converged, where all is on a GPU and has converged."""
+
+    def transposed(self) -> "_Found":
+        """Exchange the roles of rows and columns."""
+        outputs = self.outputs and (*self.outputs[1::-1], *self.outputs[2:])
+        return replace(self, f=self.g, g=self.f, outputs=outputs)
 
 
 def run(
@@ -73,29 +84,31 @@ def run(
             f"method must be 'auto' or 'sinkhorn' for an unbalanced problem, got {method!r}"
         )
     start = None if warm_start is None else _start(problem, warm_start)
+    check: Callable[[], None] | None = partial(check_entries, problem)
+    if start is not None or not small.suits(problem, method, tols):
+        check_entries(problem)
+        check = None
     with bar(progress, "marginal error") as show:
-        found = _solve(problem, start, _Options(method, tols, max_iter, factor, show))
+        found = _solve(problem, start, _Options(method, tols, max_iter, factor, show, check))
         if show is not None:
             show(
                 int(found.iterations.max()), float(found.measures.marginal_error.max()), tols.min()
             )
-    measures = found.measures
-    cost, value, dual_value, error = problem.all_outputs(
-        measures.cost, measures.value, measures.dual_value, measures.marginal_error
-    )
-    converged = measures.marginal_error <= tols
-    if warn and not converged.all():
-        text = _message(problem, measures.marginal_error, found.iterations, tols)
-        warnings.warn(text, ConvergenceWarning, stacklevel)
+    outputs, measures = found.outputs, found.measures
+    if outputs is None:
+        error = measures.marginal_error
+        converged = error <= tols
+        if warn and not converged.all():
+            text = _message(problem, error, found.iterations, tols)
+            warnings.warn(text, ConvergenceWarning, stacklevel)
+        outputs = (
+            *(problem.array(found.f), problem.array(found.g)),
+            *problem.all_outputs(measures.cost, measures.value, measures.dual_value, error),
+            *(problem.outputs(found.iterations), problem.outputs(converged)),
+        )
+    f, g, cost, value, dual_value, error, iterations, converged = outputs
     return TransportResult(
-        problem.array(found.f),
-        problem.array(found.g),
-        cost,
-        value,
-        dual_value,
-        error,
-        problem.outputs(found.iterations),
-        problem.outputs(converged),
+        *(f, g, cost, value, dual_value, error, iterations, converged),
         found.history,
         found.method,
         problem.reg,
@@ -107,8 +120,9 @@ def run(
 def _solve(problem: Problem, start: Pair | None, options: _Options) -> _Found:
     """Solve in the order of the memory, without the rows and columns that have no mass."""
     if problem.cost.by_columns:
-        found = _solve(problem.oriented(), start and start[::-1], options)
-        return replace(found, f=found.g, g=found.f)
+        return _solve(problem.oriented(), start and start[::-1], options).transposed()
+    if options.check is not None:
+        return _until(problem, start, options)  # it has masses everywhere
     pieces = list(_parts(problem, options.tol))
     if len(pieces) == 1 and pieces[0][1].all() and pieces[0][2].all():
         return _until(problem, start, options)
@@ -168,14 +182,14 @@ def _until(problem: Problem, start: Pair | None, options: _Options) -> _Found:
 
     The solver sees the error of the kernel that iterates, which may round otherwise.
     """
-    from quadric.transport import small
     from quadric.transport.optimize import PATIENCE, optimize
 
     theta_a, theta_b = (1.0 if r == math.inf else r / (r + problem.reg) for r in problem.rho)
     iterations = np.zeros(len(problem.a), np.int64)
     left, histories = options.max_iter, []
     least = float(options.tol.min())
-    if start is None and options.method in ("auto", "sinkhorn") and small.suits(problem):
+    suits = options.check is not None or small.suits(problem, options.method, options.tol)
+    if start is None and suits:
         most = PATIENCE if options.method == "auto" else None
         whole = small.whole(
             problem, least, options.omega, left, most=most, progress=options.progress
@@ -185,16 +199,21 @@ def _until(problem: Problem, start: Pair | None, options: _Options) -> _Found:
         if left is not None:
             left -= int(iterations.max())
         reached = (whole.measures.marginal_error <= options.tol).all()
+        if not reached and options.check is not None:
+            options.check()
         if reached or (left is not None and left <= 0):
-            return _Found(whole.f, whole.g, whole.measures, iterations, whole.history, "sinkhorn")
+            return _Found(
+                *(whole.f, whole.g, whole.measures, iterations, whole.history, "sinkhorn"),
+                whole.outputs if reached else None,
+            )
         f, g = whole.f.host(), whole.g.host()
         if np.isfinite(f).all() and np.isfinite(g).all():
             start = f, g
     for tol in (least, least / 2, least / 8):
         outcome = optimize(
             problem.cost,
-            problem.a,
-            problem.b,
+            np.ascontiguousarray(problem.a),
+            np.ascontiguousarray(problem.b),
             problem.reg,
             theta_a=theta_a,
             theta_b=theta_b,

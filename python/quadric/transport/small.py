@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quadric import backends, device
+from quadric import device
+from quadric.arrays import Array
 from quadric.device import DeviceArray, Space
 from quadric.transport.cost import Cost
 from quadric.transport.history import MANY, Progress, Recorder
@@ -17,7 +18,7 @@ from quadric.transport.problem import Measures, Problem
 from quadric.transport.relaxation import Sinkhorn, State
 
 _INSIDE = 0.75  # of the tolerance: the plan of the result is rounded otherwise
-_MEASURES = 5  # numbers that the kernel finds for each problem
+_MEASURES = 4  # numbers that the kernel finds for each problem
 _ROUND = 200  # iterations between two translations of unbalanced potentials
 
 
@@ -32,18 +33,30 @@ def fits(cost: Cost) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Whole:
-    """What `whole` found; the potentials are on the GPU."""
+    """What `whole` found; the potentials are on the GPU.
+
+    `outputs` are the attributes of the result from f to converged, if all problems have converged.
+    """
 
     f: DeviceArray
     g: DeviceArray
     measures: Measures
     iterations: np.ndarray
     history: np.ndarray
+    outputs: tuple[Array, ...]
 
 
-def suits(problem: Problem) -> bool:
-    """Say whether `whole` solves these problems: small ones on a GPU, balanced, and several."""
-    return problem.balanced and len(problem.a) > 1 and fits(problem.cost)
+def suits(problem: Problem, method: str, tol: np.ndarray) -> bool:
+    """Say whether `whole` may begin with these problems, from potentials that are zeros.
+
+    They are several, small and on a GPU, balanced, with masses everywhere and tolerances that are
+    about the same.
+    """
+    if method not in ("auto", "sinkhorn") or not problem.balanced or len(tol) < 2:
+        return False
+    if not fits(problem.cost) or tol.max() > 2 * tol.min():
+        return False
+    return problem.uniform or bool(problem.a.min() > 0 and problem.b.min() > 0)
 
 
 def whole(
@@ -55,15 +68,15 @@ def whole(
     most: int | None,
     progress: Progress,
 ) -> Whole:
-    """Solve balanced problems whose masses are all positive, in one launch.
+    """Solve problems that suit, in one launch.
 
     The kernel anneals, iterates, centres the potentials and finds what they are worth; what the
     host sees of them is some numbers for each. At most `max_iter` iterations are made, and `most`.
+    A cost that is NaN or -Inf, or forbids all pairs of a mass, keeps its problem from converging.
     """
     cost, space = problem.cost, problem.cost.array.space
     B, n, m = cost.shape
     recorder = Recorder(tol, MANY if max_iter is None else max_iter, progress)
-    backends.resolve("transport.sinkhorn", problem.backend, on=cost.array)  # refuses other names
     f, g = space.empty((B, n), np.float64), space.empty((B, m), np.float64)
     found = space.empty((2 + _MEASURES, B), np.float64)
     masses = (None, None) if problem.uniform else (problem.a, problem.b)
@@ -72,13 +85,15 @@ def whole(
     options = (problem.reg, 1.0, 1.0, factor, _INSIDE * tol, count)
     outputs = (f, g, found[0], found[1].as_bits(np.int64), True, found[2:])
     space.run(device.transport().converge, *cost.args, *masses, *options, *outputs)
+    # The arrays that the caller gets are made while the kernel runs.
+    there = (f, g, *found[2:], found[1].as_bits(np.int64), space.full(B, np.bool_, 1))
+    results = tuple(map(problem.wrap, there))
     here = found.host()
     iterations = here[1].view(np.int64)
-    costs, total, linear, dual, error = here[2:]
-    values = Measures(costs, linear - problem.reg * total, dual - problem.reg * total, error)
-    worst, made = float(error.max()), int(iterations.max())
-    recorder.add("sinkhorn", problem.reg, made, worst, float(dual.sum()), B * n * m)
-    return Whole(f, g, values, iterations, recorder.history())
+    measures = Measures(*here[2:])
+    worst, made = float(measures.marginal_error.max()), int(iterations.max())
+    recorder.add("sinkhorn", problem.reg, made, worst, float(measures.dual_value.sum()), B * n * m)
+    return Whole(f, g, measures, iterations, recorder.history(), results)
 
 
 def solve(
@@ -100,8 +115,7 @@ def solve(
     """
     space, kernels = sinkhorn.cost.array.space, device.transport()
     B = len(state.f)
-    masses = space.from_host(sinkhorn.a), space.from_host(sinkhorn.b)
-    fixed = (*sinkhorn.cost.args, *masses)
+    fixed = (*sinkhorn.cost.args, *sinkhorn.masses)
     theta = sinkhorn.theta_a, sinkhorn.theta_b
     f, g = _placed(state.f, space), _placed(state.g, space)
     levels = levels[: max(sinkhorn.recorder.left // steps, 0)]

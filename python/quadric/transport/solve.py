@@ -1,9 +1,5 @@
 """Entropic optimal transport for a cost that is stored as a matrix."""
 
-from collections.abc import Iterator
-
-import numpy as np
-
 from quadric import arrays, checks
 from quadric.arrays import Array
 from quadric.transport import problem as problems
@@ -11,8 +7,6 @@ from quadric.transport.cost import Cost
 from quadric.transport.problem import Problem, Unbalanced
 from quadric.transport.results import TransportResult
 from quadric.transport.run import Method, Omega, WarmStart, run
-
-_PIECE = 2**22  # entries of a cost that are looked at together
 
 
 def solve(
@@ -160,14 +154,14 @@ def prepare(
     backend: str | None = None,
     n_threads: int | None = None,
 ) -> Problem:
-    """Return the problem after all checks; arguments and errors are those of :func:`solve`."""
+    """Return the problem, as :func:`solve` takes it; `run` looks at the entries of its cost."""
     given = arrays.take(M, "M")
     if given.ndim not in (2, 3) or 0 in given.shape:
         raise ValueError(
             f"M must have shape (n, m) or (B, n, m) with at least one entry, got {given.shape}"
         )
     checks.floating(given, "M")
-    problem = problems.build(
+    return problems.build(
         Cost.stored(given),
         a,
         b,
@@ -179,45 +173,3 @@ def prepare(
         backend=backend,
         n_threads=n_threads,
     )
-    check_entries(problem)
-    return problem
-
-
-def check_entries(problem: Problem) -> None:
-    """Refuse NaN, -Inf, and masses that no pair can carry."""
-    M = problem.cost.M
-    assert M is not None
-    if problem.cost.all_finite():
-        return
-    B, n, m = M.shape
-    of_row, of_column = np.zeros((B, n), bool), np.zeros((B, m), bool)  # some pair carries it
-    for part, rows in _parts(B, n, m):
-        block = arrays.host(M[part, rows])
-        wrong = np.isnan(block) | np.isneginf(block)
-        if wrong.any():
-            where = np.unravel_index(np.argmax(wrong), wrong.shape)
-            k, i, j = (int(i) for i in where)
-            index = (part.start + k, rows.start + i, j)[not problem.batched :]
-            raise ValueError(
-                f"M must hold numbers or Inf (forbidden), got {block[where]} at index {index}"
-            )
-        allowed = ~np.isposinf(block)
-        of_row[part, rows] = (allowed & (problem.b[part, None] > 0)).any(axis=2)
-        of_column[part] |= (allowed & (problem.a[part, rows, None] > 0)).any(axis=1)
-    for side, mass, carried in (("row", problem.a, of_row), ("column", problem.b, of_column)):
-        stuck = (mass > 0) & ~carried
-        if stuck.any():
-            k, i = (int(v) for v in np.argwhere(stuck)[0])
-            where_ = f" of problem {k}" if problem.batched else ""
-            raise ValueError(
-                f"M must allow every mass to go somewhere, but {side} {i}{where_} has mass"
-                f" {mass[k, i]:.6g} and only forbidden pairs: the problem is infeasible"
-            )
-
-
-def _parts(B: int, n: int, m: int) -> Iterator[tuple[slice, slice]]:
-    """Cut B problems into pieces that are looked at together, whole problems or some rows."""
-    problems, rows = max(_PIECE // (n * m), 1), max(_PIECE // m, 1)
-    for k in range(0, B, problems):
-        for i in range(0, n, rows):
-            yield slice(k, min(k + problems, B)), slice(i, min(i + rows, n))

@@ -15,9 +15,9 @@ from quadric.progress import bar
 from quadric.transport import problem as problems
 from quadric.transport.capped import Capped, run
 from quadric.transport.cost import Cost
+from quadric.transport.entries import check_entries
 from quadric.transport.laplacian import pull_back
 from quadric.transport.problem import TOL
-from quadric.transport.solve import check_entries
 
 METHODS = ("semidual", "dual")
 

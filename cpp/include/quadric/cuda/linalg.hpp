@@ -65,12 +65,14 @@ QUADRIC_API void triangular_inverse(const Execution& exec,
 // A = Q R by three rounds of Cholesky QR in float64, the first with a shift: 9 m d^2 flops. A becomes Q. Q R is A, and
 // Q^T Q is I, to some multiples of the unit roundoff for conditions up to about 1e15 of A with columns of norm 1.
 // *status = -1, or the first column whose pivot is not positive and finite; R is NaN then. Squares of entries must not
-// overflow.
+// overflow. `rough` leaves the third round out: Q R is A as before, and the condition of Q is below 2 for conditions up
+// to about 1e13, which is what a preconditioner needs.
 template <class T>
 QUADRIC_API void qr(const Execution& exec,
-                    MatrixView<T> A,        // m x d, m >= d
-                    MatrixView<T> R,        // d x d, upper, positive on the diagonal, zeros below
-                    std::int32_t* status);  // 1
+                    MatrixView<T> A,       // m x d, m >= d
+                    MatrixView<T> R,       // d x d, upper, positive on the diagonal, zeros below
+                    std::int32_t* status,  // 1
+                    bool rough = false);
 
 // G = R^T R: d^3/3 flops by cuSOLVER. *status = -1, or the first pivot that is not positive and finite.
 template <class T>

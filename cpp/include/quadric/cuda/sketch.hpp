@@ -138,7 +138,8 @@ QUADRIC_API void weighted_gram(const Execution& exec, const StoredMatrix& A,
 
 // out_i = ||(A M)_i||^2, M d x k; M empty for the identity: 2 n d k flops.
 QUADRIC_API void row_norms(const Execution& exec, const StoredMatrix& A, MatrixView<const double> M,
-                           double* out);  // n
+                           double* out,          // n
+                           bool upper = false);  // whether M is an upper triangle: the rest of it counts as 0
 
 // ---- projections onto rows -----------------------------------------------------------------------------------------
 

@@ -53,7 +53,8 @@ QUADRIC_API void symmetry_defect_batch(const Execution& exec, std::int64_t count
 
 // What the factorizations of `count` Hessians begin with: their diagonals, which inputs are dead (zero there), the
 // order of the sweep (natural, or by falling diagonal) and the diagonal in that order with `damping` times its mean
-// over the live inputs added, 1 for dead ones. index_j = group[the place of column j], where they are given.
+// over the live inputs added, 1 for dead ones (0 without any live one, as there is nothing to factor then).
+// index_j = group[the place of column j], where they are given.
 template <class T>
 QUADRIC_API void arrange(const Execution& exec, std::int64_t count, std::int64_t n,
                          const T* H,  // count x n x n
@@ -79,12 +80,25 @@ QUADRIC_API void cholesky(const Execution& exec,
                           const double* diagonal,  // n, in sweep order, damping included
                           std::int64_t* pivot);    // 1
 
-// The same for `count` matrices, which stand one after the other.
+// The same for `count` matrices, which stand one after the other; one that fails may become the identity.
 template <class T>
 QUADRIC_API void cholesky_batch(const Execution& exec, std::int64_t count, std::int64_t n,
                                 T* A,                    // count x n x n
                                 const double* diagonal,  // count x n
                                 std::int64_t* pivot);    // count
+
+// The four of them one after the other: symmetry_defect, arrange, gather and cholesky of `count` Hessians.
+template <class T>
+QUADRIC_API void factorize_batch(const Execution& exec, std::int64_t count, std::int64_t n,
+                                 const T* H,  // count x n x n
+                                 double damping, bool activation,
+                                 const std::int32_t* group,  // n, or null
+                                 T* A,                       // count x n x n, not H
+                                 std::int64_t* order,        // count x n, as the others
+                                 bool* dead,                 // or null, as the two that follow
+                                 double* original, std::int32_t* index,
+                                 double* defects,        // count
+                                 std::int64_t* pivots);  // count
 
 // The grids of fixed groups of `group_size` consecutive columns of W, from W as it is.
 template <class T>
@@ -97,7 +111,9 @@ QUADRIC_API void grid(const Execution& exec,
                       MatrixView<std::uint8_t> zeros);  // the same shape
 
 // The sweep. Cost: m n^2 flops in matrix products of 128 columns or more. A factor of another layout than that of
-// `upper_factor` is copied (n^2 numbers); besides that temporary memory holds m x n sums.
+// `upper_factor` is copied (n^2 numbers); besides that temporary memory holds m x n sums. The large products of float32
+// run on the tensor cores, by parts of bfloat16 with the error of float32; the parts of 512 columns take 6 KB for each
+// row of W and 12 KB for each column.
 template <class T>
 QUADRIC_API void sweep(const Execution& exec,
                        MatrixView<const T> W,    // m x n, any strides

@@ -45,12 +45,13 @@ struct ConvergeOptions {
   double tol = 0;
   std::int64_t count = 10000;  // iterations at most
   bool anneal = false;         // start from zeros, at larger values of reg where costs spread over many times reg
-  // kMeasures x problems; if given, the potentials of balanced problems end with <f, a> = <g, b>.
+  // kMeasures x problems, balanced ones; if given, the potentials end with <f, a> = <g, b>.
   double* measures = nullptr;
 };
-// Of the plan P of the potentials, with sums r of rows and c of columns: <P, C>, the sum of P, <f, r> + <g, c>,
-// <f, a> + <g, b>, and the marginal error |r - a| + |c - b|.
-inline constexpr int kMeasures = 5;
+// Of the plan P of the potentials, with sums r of rows and c of columns: <P, C>; what is minimized,
+// <f, r> + <g, c> - reg sum P; what is maximized, <f, a> + <g, b> - reg sum P; the marginal error |r - a| + |c - b|,
+// infinite where no iteration was possible.
+inline constexpr int kMeasures = 4;
 
 // Whole solutions of many small problems in one launch: Sinkhorn iterations until the error is at most tol or gets no
 // smaller. Over-relaxed by omega[problem], or, where that is NaN, by a factor that follows from how fast they converge.

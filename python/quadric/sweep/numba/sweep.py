@@ -86,7 +86,7 @@ def sweep(
     R: Array | None,
     perm: NDArray[np.int64],
     dead: Mask | None,
-    group: NDArray[np.int32],
+    group: NDArray[np.int32] | None,
     group_size: int,
     stale_block: int,
     maxq: int,
@@ -120,8 +120,8 @@ def sweep(
         Original column at each sweep position.
     dead : (n,) bool array or None
         Original columns taken as 0.
-    group : (n,) int32 array
-        Column of `scales` at each sweep position.
+    group : (n,) int32 array or None
+        Column of `scales` at each sweep position; needed only where scales are given.
     group_size : int
         0 if scales and zeros are given; else they are written, for groups of this size along the
         sweep, from the weights that are current where a group starts.
@@ -152,6 +152,8 @@ def sweep(
     m, n = W.shape
     order = np.ascontiguousarray(perm[::-1])
     dynamic = bool(maxq and group_size)
+    if group is None:
+        group = (np.arange(n) // group_size if dynamic else np.zeros(n)).astype(np.int32)
     job = Job(
         W=W,
         A=None if R is None else np.ascontiguousarray(R[::-1, ::-1].T),  # no copy as factored
