@@ -594,8 +594,10 @@ def inverse_steps(
     signs: np.ndarray,
     status: np.ndarray,
     report: np.ndarray,
+    norms: np.ndarray,
 ) -> None:
     signs[...] = sign
+    norms[...] = 0
     rule = inverse_update._Rule(a, b, sign, blended, weight, base, slope)
     for i, (j, v, u, y) in enumerate(zip(J, V, U, Y, strict=True)):
         report[i] = 0
@@ -603,6 +605,11 @@ def inverse_steps(
         alpha[i], delta[i] = a ** len(v), rule.identity(len(v))
         if status[i]:
             y[...], alpha[i], delta[i] = 0, 1, 0
+
+
+def update_after_steps(*arguments: Any) -> None:
+    assert not arguments[-1].any()  # the norms
+    forwarded("woodbury.symmetric_update")(*arguments)
 
 
 def _steps(rule: Any, j: Any, V: Any, U: Any, y: Any, report: Any) -> int:
@@ -714,6 +721,7 @@ _ARRAYS = {
 }
 _WOODBURY = {
     "inverse_steps": inverse_steps,
+    "update_after_steps": update_after_steps,
     "blend": blend,
     "scale_to_norm": scale_to_norm,
     "lost_block": lost_block,

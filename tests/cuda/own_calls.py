@@ -355,17 +355,37 @@ def inverse_steps(cuda: Any) -> None:
             U = tuple(v @ j for v, j in zip(V, J, strict=True))
             found, wanted = ([np.full_like(v, np.nan) for v in V] for _ in range(2))
             numbers, expected = (
-                [*np.full((3, len(J)), np.nan), np.full(len(J), -7, np.int32), np.ones((len(J), 2))]
+                [
+                    *np.full((3, len(J)), np.nan),
+                    np.full(len(J), -7, np.int32),
+                    np.ones((len(J), 2)),
+                    np.ones(len(J)),
+                ]
                 for _ in range(2)
             )
             cuda.woodbury.inverse_steps(J, V, U, tuple(found), *options, *numbers, 0)
             emulated.inverse_steps(J, V, U, tuple(wanted), *options, *expected)
             same(numbers[2], expected[2])
             same(numbers[3], expected[3])
+            same(numbers[5], 0.0)
             near(numbers[0], expected[0])
             near(numbers[1], expected[1])
             for a, b in zip(found, wanted, strict=True):
                 near(a, b)
+
+
+def update_after_steps(cuda: Any) -> None:
+    for dtype in FLOATS:
+        J = tuple(root(n, n).astype(dtype) for n in (1, 33, 1200))
+        V = tuple(normal((k, len(j)), dtype) for k, j in zip((1, 3, 1), J, strict=True))
+        numbers = np.array([[0.9, 1.0, 1.1], [0.1, 0.0, 0.2], [1.0, -1.0, -1.0]])
+        found, wanted = ([np.empty_like(j) for j in J] for _ in range(2))
+        norms, expected = np.zeros(3), np.ones(3)
+        cuda.woodbury.update_after_steps(J, *numbers, V, tuple(found), norms, 0)
+        cuda.woodbury.symmetric_update(J, *numbers, V, tuple(wanted), expected, 0)
+        same(norms, expected)
+        for a, b in zip(found, wanted, strict=True):
+            same(a, b)
 
 
 def blend(cuda: Any) -> None:
@@ -428,6 +448,7 @@ OWN: dict[str, Callable[[Any], None]] = {
     "sweep.first_not_finite": not_finite,
     "sweep.sweep_batch": sweep_batch,
     "woodbury.inverse_steps": inverse_steps,
+    "woodbury.update_after_steps": update_after_steps,
     "woodbury.blend": blend,
     "woodbury.scale_to_norm": scale_to_norm,
     "woodbury.lost_block": lost_block,

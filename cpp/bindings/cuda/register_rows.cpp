@@ -86,6 +86,8 @@ void symmetric_product(const py::object& J_, const py::object& V_, const py::obj
   where.sync_back();
 }
 
+// `cleared`: norms holds zeros.
+template <bool cleared>
 void symmetric_update(const py::object& J_, const py::object& alpha_, const py::object& delta_, const py::object& sign_,
                       const py::object& Y_, const py::object& out_, const py::object& norms_,
                       const py::object& where_) {
@@ -103,7 +105,7 @@ void symmetric_update(const py::object& J_, const py::object& alpha_, const py::
     const auto o = mutable_matrices<T>(out);
     cuda::woodbury::symmetric_update<T>(where.exec(), count, j.data(), alpha.vector<double>(count),
                                         delta.vector<double>(count), sign.vector<double>(count), y.data(), o.data(),
-                                        norms.mutable_vector<double>(count));
+                                        norms.mutable_vector<double>(count), cleared);
   });
   where.sync_back();
 }
@@ -124,9 +126,12 @@ void register_rows(py::module_& m) {
         "Rounds g into a row; -1, or the index of the first entry that is not finite.");
   m.def("symmetric_product", &symmetric_product, py::arg("J"), py::arg("V"), py::arg("Y"), where,
         "Y = V J for many factors.");
-  m.def("symmetric_update", &symmetric_update, py::arg("J"), py::arg("alpha"), py::arg("delta"), py::arg("sign"),
+  m.def("symmetric_update", &symmetric_update<false>, py::arg("J"), py::arg("alpha"), py::arg("delta"), py::arg("sign"),
         py::arg("Y"), py::arg("out"), py::arg("norms"), where,
         "out = alpha J + delta I + sign Y^T Y for many factors, and their norms.");
+  m.def("update_after_steps", &symmetric_update<true>, py::arg("J"), py::arg("alpha"), py::arg("delta"),
+        py::arg("sign"), py::arg("Y"), py::arg("out"), py::arg("norms"), where,
+        "The same where inverse_steps has set norms to 0.");
 }
 
 }  // namespace quadric::python

@@ -7,12 +7,13 @@ namespace {
 void inverse_steps(const py::object& J_, const py::object& V_, const py::object& U_, const py::object& Y_, double a,
                    double b, double sign, bool blended, double weight, double base, double slope,
                    const py::object& alpha_, const py::object& delta_, const py::object& signs_,
-                   const py::object& status_, const py::object& report_, const py::object& where_) {
+                   const py::object& status_, const py::object& report_, const py::object& norms_,
+                   const py::object& where_) {
   Where where(where_);
   const auto J = operands(where, J_, "J"), V = operands(where, V_, "V"), U = operands(where, U_, "U"),
              Y = operands(where, Y_, "Y");
   const Operand alpha(where, alpha_, "alpha"), delta(where, delta_, "delta"), signs(where, signs_, "signs"),
-      status(where, status_, "status"), report(where, report_, "report");
+      status(where, status_, "status"), report(where, report_, "report"), norms(where, norms_, "norms");
   if (V.size() != J.size() || U.size() != J.size() || Y.size() != J.size())
     throw invalid_argument("J, V, U and Y must be equally many");
   if (J.empty()) return;
@@ -25,7 +26,7 @@ void inverse_steps(const py::object& J_, const py::object& V_, const py::object&
     cuda::woodbury::inverse_steps<T>(where.exec(), count, j.data(), v.data(), u.data(), y.data(), rule,
                                      alpha.mutable_vector<double>(count), delta.mutable_vector<double>(count),
                                      signs.mutable_vector<double>(count), status.mutable_vector<std::int32_t>(count),
-                                     report.mutable_block<double>({count, 2}));
+                                     report.mutable_block<double>({count, 2}), norms.mutable_vector<double>(count));
   });
   where.sync_back();
 }
@@ -77,8 +78,10 @@ void register_steps(py::module_& m) {
   const auto where = py::arg("where");
   m.def("inverse_steps", &inverse_steps, py::arg("J"), py::arg("V"), py::arg("U"), py::arg("Y"), py::arg("a"),
         py::arg("b"), py::arg("sign"), py::arg("blended"), py::arg("weight"), py::arg("base"), py::arg("slope"),
-        py::arg("alpha"), py::arg("delta"), py::arg("signs"), py::arg("status"), py::arg("report"), where,
-        "Y, alpha, delta and signs of steps J <- alpha J + delta I + sign Y^T Y for many factors, given U = V J.");
+        py::arg("alpha"), py::arg("delta"), py::arg("signs"), py::arg("status"), py::arg("report"), py::arg("norms"),
+        where,
+        "Y, alpha, delta and signs of steps J <- alpha J + delta I + sign Y^T Y for many factors, given U = V J, and "
+        "norms = 0.");
   m.def("blend", &blend, py::arg("J"), py::arg("norms"), py::arg("bound"), py::arg("share"), where,
         "J <- share J + (1 - share) I for the factors with norms above the bound.");
   m.def("scale_to_norm", &scale_to_norm, py::arg("product"), py::arg("grad"), py::arg("rescale"), py::arg("out"),

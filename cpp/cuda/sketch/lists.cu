@@ -18,9 +18,8 @@ std::int64_t shared_bytes(const Lists& lists) { return 4 * (lists.padded + lists
 
 // starts[r] = counts[0] + ... + counts[r - 1], and the table of the record.
 __device__ __forceinline__ void scan(std::uint32_t* starts, int size, std::uint32_t* table) {
-  __shared__ std::uint32_t sums[kWarps];
   constexpr int kEach = kMostRows / kThreads;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const int thread = static_cast<int>(threadIdx.x);
   std::uint32_t count[kEach], own = 0;
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
@@ -28,16 +27,7 @@ __device__ __forceinline__ void scan(std::uint32_t* starts, int size, std::uint3
     count[e] = r < size ? starts[r] : 0;
     own += count[e];
   }
-  std::uint32_t before = own;  // up to and with this thread
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const std::uint32_t other = __shfl_up_sync(kAll, before, step);
-    if (lane >= step) before += other;
-  }
-  if (lane == 31) sums[thread / 32] = before;
-  __syncthreads();
-  before -= own;
-  for (int warp = 0; warp < thread / 32; ++warp) before += sums[warp];
+  std::uint32_t before = sum_before<kWarps>(own);
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
     const int r = thread * kEach + e;

@@ -33,6 +33,24 @@ struct Drawn {
   int rows;
 };
 
+// The sum of what the threads before this one have; for all threads of a block of kWarps warps.
+template <int kWarps>
+__device__ __forceinline__ std::uint32_t sum_before(std::uint32_t own) {
+  __shared__ std::uint32_t sums[kWarps];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  std::uint32_t sum = own;  // up to and with this thread, of its warp
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const std::uint32_t other = __shfl_up_sync(0xffffffffu, sum, step);
+    if (lane >= step) sum += other;
+  }
+  if (lane == 31) sums[warp] = sum;
+  __syncthreads();
+  sum -= own;
+  for (int w = 0; w < warp; ++w) sum += sums[w];
+  return sum;
+}
+
 inline constexpr std::uint16_t kElsewhere = 0x7fff;  // of an entry in another row of S
 
 // codes[k * stride + i] = (row of S) | (sign < 0) << 15 for block k and row row + i of A, i < count, by a block of

@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kTurnThreads, 1)
   constexpr int kPadded = kRows * kSlots, kRecord = record_bytes(kPadded);
   const int ring = f.ring(), tile_bytes = f.tile * kLine, ring_bytes = ring * tile_bytes;
   char* const records = shared + ring_bytes + kLine;
-  Barrier* const barriers = reinterpret_cast<Barrier*>(records + (f.ahead + 1) * kRecord);
+  std::uint64_t* const barriers = reinterpret_cast<std::uint64_t*>(records + (f.ahead + 1) * kRecord);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes, slot = thread / kLanes;
   // Chunks of the same tile are neighbours, so that all but one find it in the second-level cache.
   const int chunks = static_cast<int>(f.chunks), chunk = static_cast<int>(blockIdx.x) % chunks;
@@ -131,10 +131,10 @@ __global__ void __launch_bounds__(kTurnThreads, 1)
   const auto fetch = [&](std::int64_t t) {
     if (t >= end) return;
     if (thread == 0) {
-      Barrier* const barrier = barriers + buffer;
-      expect(barrier, kRecord + (kConverts ? 0 : tile_bytes));
-      copy_bytes(records + buffer * kRecord, schedule.records + (t * chunks + chunk) * record_words(kPadded), kRecord,
-                 barrier);
+      std::uint64_t* const barrier = barriers + buffer;
+      expect_bytes(barrier, kRecord + (kConverts ? 0 : tile_bytes));
+      copy_bulk(records + buffer * kRecord, schedule.records + (t * chunks + chunk) * record_words(kPadded), kRecord,
+                barrier);
       if constexpr (!kConverts) {
         const int pieces = f.pieces(), rows = f.tile / pieces;
         for (int i = 0; i < pieces; ++i)
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kTurnThreads, 1)
 
   if (thread < kLanes) *reinterpret_cast<uint4*>(shared + ring_bytes + thread * 16) = uint4{0, 0, 0, 0};
   if (thread == 0) {
-    for (int i = 0; i <= f.ahead; ++i) open(barriers + i);
+    for (int i = 0; i <= f.ahead; ++i) open_barrier(barriers + i);
     publish_barriers();
   }
   __syncthreads();
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kTurnThreads, 1)
   int now = 0;  // place of the record
   unsigned parity = 0;
   for (std::int64_t t = begin; t < end; ++t) {
-    wait(barriers + now, parity);
+    wait_round(barriers + now, parity);
     __syncthreads();  // all are done with the tile and the record whose places are taken now
     fetch(t + f.ahead);
     fetch_far(t + f.ahead + kFar);

@@ -78,9 +78,8 @@ std::int64_t sort_bytes(const Turns& f) {
 // where all of them are.
 template <class Begin>
 __device__ __forceinline__ void scan(std::uint32_t* counts, int warps, int padded, const Begin& begin) {
-  __shared__ std::uint32_t sums[kWarps];
   constexpr int kEach = kMostRows / kThreads;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const int thread = static_cast<int>(threadIdx.x);
   std::uint32_t count[kEach] = {}, own = 0;
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
@@ -89,16 +88,7 @@ __device__ __forceinline__ void scan(std::uint32_t* counts, int warps, int padde
       for (int w = 0; w < warps; ++w) count[e] += counts[w * padded + r];
     own += count[e];
   }
-  std::uint32_t before = own;  // up to and with this thread
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const std::uint32_t other = __shfl_up_sync(kAll, before, step);
-    if (lane >= step) before += other;
-  }
-  if (lane == 31) sums[thread / 32] = before;
-  __syncthreads();
-  before -= own;
-  for (int warp = 0; warp < thread / 32; ++warp) before += sums[warp];
+  std::uint32_t before = sum_before<kWarps>(own);
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
     const int r = thread * kEach + e;

@@ -236,8 +236,8 @@ __global__ void __launch_bounds__(kGroups* kGroup, 1)
     }
   }
   if (thread == 0) {
-    open_mail(&room.barrier[0]);
-    open_mail(&room.barrier[1]);
+    open_barrier(&room.barrier[0]);
+    open_barrier(&room.barrier[1]);
     publish_mail();
   }
   sync_cluster();
@@ -350,7 +350,7 @@ __global__ void __launch_bounds__(kGroups* kGroup, 1)
       RelaxedRow relaxed;
       float sum = 0;
       if (warp == 0) {
-        if (lane == 0) expect_mail(&room.barrier[box], static_cast<unsigned>(blocks * kGroupWarps * kRows * 4));
+        if (lane == 0) expect_bytes(&room.barrier[box], static_cast<unsigned>(blocks * kGroupWarps * kRows * 4));
         __syncwarp();  // the inputs are there for all lanes
         wait_mail(&room.barrier[box], round / 2 % 2);
         const int row = lane / 4;

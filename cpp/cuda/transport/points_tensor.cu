@@ -109,7 +109,7 @@ __device__ __forceinline__ void fetch(char* shared, unsigned first_turn, unsigne
   std::uint64_t* const full = &room.full[stage];
   while (!ended(&room.empty[stage], turn / F::kStages % 2 ^ 1)) {
   }
-  expect_mail(full, 2 * F::kStage + (values ? 2 * F::kTiles * kValueBytes : 0));
+  expect_bytes(full, 2 * F::kStage + (values ? 2 * F::kTiles * kValueBytes : 0));
   std::uint16_t* to = stage_at<F>(shared, turn);
 #pragma unroll
   for (int l = 0; l < F::kTiles; ++l, to += F::kTile) {
@@ -397,8 +397,8 @@ __device__ __forceinline__ void open_room(char* shared, const Sides& sides) {
   if (threadIdx.x == 0) {
     room.sides = sides;
     for (int stage = 0; stage < F::kStages; ++stage) {
-      open_mail(&room.full[stage]);
-      open_mail(&room.empty[stage], kThreads / 32);
+      open_barrier(&room.full[stage]);
+      open_barrier(&room.empty[stage], kThreads / 32);
     }
     publish_mail();
   }

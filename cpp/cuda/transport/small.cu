@@ -14,6 +14,7 @@
 #include "require.hpp"
 #include "transport/batch.hpp"
 #include "transport/factor.cuh"
+#include "transport/options.hpp"
 #include "transport/pass.cuh"
 #include "transport/tile.cuh"
 
@@ -812,10 +813,7 @@ template <class T>
 void converge(const Execution& exec, std::int64_t problems, const Cost<T>* cost, const double* a, const double* b,
               const double* omega, double* f, double* g, double* errors, std::int64_t* iterations,
               const ConvergeOptions& options) {
-  QUADRIC_REQUIRE(options.reg > 0, "reg must be positive");
-  QUADRIC_REQUIRE(options.theta_a > 0 && options.theta_a <= 1, "theta_a must be above 0 and at most 1");
-  QUADRIC_REQUIRE(options.theta_b > 0 && options.theta_b <= 1, "theta_b must be above 0 and at most 1");
-  QUADRIC_REQUIRE(options.count >= 0, "count must not be negative");
+  quadric::transport::detail::check_options(options);
   QUADRIC_REQUIRE(options.measures == nullptr || (options.theta_a == 1 && options.theta_b == 1),
                   "measures are those of balanced problems");
   if (problems == 0) return;

@@ -227,17 +227,19 @@ class Worker {
   __device__ __forceinline__ T shift_of(int k) const { return k < rows_ ? pass_.shift[row(k)] : T(0); }
 
   __device__ __forceinline__ void open() {
-    constexpr unsigned kReports = S::kRanks == 1 ? S::kWarps : 1;
+    // Within a block all lanes arrive, what they have read and written being read and written then; messages to other
+    // blocks arrive by themselves.
+    constexpr unsigned kReports = S::kRanks == 1 ? S::kThreads : 1, kAnswers = S::kRanks == 1 ? 32 : 1;
     if (threadIdx.x == 0) {
       for (int half = 0; half < 2; ++half) {
-        open_mail(&room_.heard[half], kReports);
-        open_mail(&room_.told[half], 1);
+        open_barrier(&room_.heard[half], kReports);
+        open_barrier(&room_.told[half], kAnswers);
       }
-      open_mail(&room_.heard_again, kReports);
-      open_mail(&room_.told_again, 1);
+      open_barrier(&room_.heard_again, kReports);
+      open_barrier(&room_.told_again, kAnswers);
     }
     if (lane_ == 0)
-      for (int s = 0; s < S::kStages; ++s) open_mail(&room_.arrived[s][warp_], bulk_ ? 1 : 32);
+      for (int s = 0; s < S::kStages; ++s) open_barrier(&room_.arrived[s][warp_], bulk_ ? 1 : 32);
     publish_mail();
     __syncwarp();
   }
@@ -266,7 +268,7 @@ class Worker {
       const int there = end_ - column(0);
       const int entries = there < 0 ? 0 : there < S::kOfWarp * kL ? there : S::kOfWarp * kL;
       const int bytes = entries * static_cast<int>(sizeof(T)), rows = rows_ - k < S::kRows ? rows_ - k : S::kRows;
-      expect_mail(arrived, static_cast<unsigned>(rows * bytes));
+      expect_bytes(arrived, static_cast<unsigned>(rows * bytes));
       if (bytes == 0) return;
 #pragma unroll
       for (int r = 0; r < S::kRows; ++r)
@@ -434,10 +436,9 @@ class Worker {
     T* const place = &room_.parts[half][lane_ / S::kOfRow][rank_ * S::kWarps + warp_];
     if constexpr (S::kRanks == 1) {
       if (lane_ % S::kOfRow == 0) *place = value[0];
-      __syncwarp();
-      if (lane_ == 0) arrive(&room_.heard[half]);
+      arrive(&room_.heard[half]);
     } else {
-      if (threadIdx.x == 0) expect_mail(&room_.told[round % 2], S::kRows * sizeof(T));
+      if (threadIdx.x == 0) expect_bytes(&room_.told[round % 2], S::kRows * sizeof(T));
       if (lane_ % S::kOfRow == 0) send(place, value[0], &room_.heard[half], static_cast<unsigned>(round) % S::kRanks);
     }
   }
@@ -513,19 +514,17 @@ class Worker {
   __device__ __forceinline__ T exchange(int step, T value, const Combine& combine) {
     const unsigned decider = static_cast<unsigned>(step) % S::kRanks;
     T* const place = &room_.again_parts[rank_ * S::kWarps + warp_];
-    if (lane_ == 0) {
-      if constexpr (S::kRanks == 1) {
-        *place = value;
-        arrive(&room_.heard_again);
-      } else {
-        if (warp_ == 0) expect_mail(&room_.told_again, sizeof(T));
-        send(place, value, &room_.heard_again, decider);
-      }
+    if constexpr (S::kRanks == 1) {
+      if (lane_ == 0) *place = value;
+      arrive(&room_.heard_again);
+    } else if (lane_ == 0) {
+      if (warp_ == 0) expect_bytes(&room_.told_again, sizeof(T));
+      send(place, value, &room_.heard_again, decider);
     }
     __syncwarp();
     if (decider == static_cast<unsigned>(rank_)) {
       if (warp_ == 0) {
-        if (S::kRanks > 1 && lane_ == 0) expect_mail(&room_.heard_again, S::kParts * sizeof(T));
+        if (S::kRanks > 1 && lane_ == 0) expect_bytes(&room_.heard_again, S::kParts * sizeof(T));
         wait_round(&room_.heard_again, heard_turn_);
         answer(&room_.again_reply, &room_.told_again, combine(), lane_);
       }
@@ -543,7 +542,7 @@ class Worker {
   template <bool kMaximum>
   __device__ __forceinline__ double hear(int round) {
     const unsigned mine = static_cast<unsigned>(round) / S::kRanks, half = mine % 2;
-    if (S::kRanks > 1 && lane_ == 0) expect_mail(&room_.heard[half], S::kRows * S::kParts * sizeof(T));
+    if (S::kRanks > 1 && lane_ == 0) expect_bytes(&room_.heard[half], S::kRows * S::kParts * sizeof(T));
     wait_round(&room_.heard[half], mine / 2 % 2);
     double total = kMaximum ? -static_cast<double>(INFINITY) : 0.0;
     const auto join = [&](double x) { total = kMaximum ? fmax(total, x) : total + x; };
@@ -579,8 +578,7 @@ class Worker {
   __device__ __forceinline__ void answer(T* place, std::uint64_t* told, T value, int member) {
     if constexpr (S::kRanks == 1) {
       if (member == 0) *place = value;
-      __syncwarp();
-      if (lane_ == 0) arrive(told);
+      arrive(told);
     } else {
       if (member < S::kRanks) send(place, value, told, static_cast<unsigned>(member));
     }

@@ -470,7 +470,7 @@ void symmetric_product(const Execution& exec, std::int64_t count, const MatrixVi
 template <class T>
 void symmetric_update(const Execution& exec, std::int64_t count, const MatrixView<const T>* J, const double* alpha,
                       const double* delta, const double* sign, const MatrixView<const T>* Y, const MatrixView<T>* out,
-                      double* norms) {
+                      double* norms, bool cleared) {
   using namespace factors;
   check(count, J);
   for (std::int64_t i = 0; i < count; ++i) {
@@ -480,7 +480,7 @@ void symmetric_update(const Execution& exec, std::int64_t count, const MatrixVie
         "out must have the shape of J and contiguous rows");
   }
   if (count == 0) return;
-  QUADRIC_CUDA(cudaMemsetAsync(norms, 0, static_cast<std::size_t>(count) * sizeof(double), stream(exec)));
+  if (!cleared) QUADRIC_CUDA(cudaMemsetAsync(norms, 0, static_cast<std::size_t>(count) * sizeof(double), stream(exec)));
   for (std::int64_t first = 0; first < count; first += kFactors) {
     const std::int64_t end = first + kFactors < count ? first + kFactors : count;
     bool one = true;
@@ -504,7 +504,7 @@ void symmetric_update(const Execution& exec, std::int64_t count, const MatrixVie
                                               const MatrixView<const T>*, const MatrixView<T>*);                      \
   template QUADRIC_API void symmetric_update(const Execution&, std::int64_t, const MatrixView<const T>*,              \
                                              const double*, const double*, const double*, const MatrixView<const T>*, \
-                                             const MatrixView<T>*, double*);
+                                             const MatrixView<T>*, double*, bool);
 QUADRIC_INSTANTIATE(float)
 QUADRIC_INSTANTIATE(double)
 

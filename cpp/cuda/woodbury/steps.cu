@@ -39,7 +39,7 @@ struct Factors {
 struct Results {
   double *alpha, *delta, *sign;
   std::int32_t* status;
-  double* report;
+  double *report, *norms;
 
   __device__ void write(int f, Trouble trouble, const StepRule& rule, double a, double b, double first,
                         double second) const {
@@ -49,6 +49,7 @@ struct Results {
     status[f] = trouble;
     report[2 * f] = first;
     report[2 * f + 1] = second;
+    norms[f] = 0;
   }
 };
 
@@ -384,15 +385,30 @@ struct Squares {
   std::int64_t n[kFactors];
 };
 
+// Mostly there is nothing to do. So the blocks are few, and each thread has several reads on the way where there is.
+constexpr unsigned kBlendBlocks = 264;
+constexpr int kBlendReads = 8;
+
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     blend_kernel(const __grid_constant__ Squares<T> factors, const double* norms, double bound, T share, T rest) {
   const int f = blockIdx.y;
   if (!(norms[f] > bound)) return;
   const std::int64_t n = factors.n[f], size = n * n, step = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  for (std::int64_t at = blockIdx.x * static_cast<std::int64_t>(kThreads) + threadIdx.x; at < size; at += step) {
-    const T blended = factors.J[f][at] * share;
-    factors.J[f][at] = at % (n + 1) == 0 ? blended + rest : blended;
+  T* const J = factors.J[f];
+  for (std::int64_t start = blockIdx.x * static_cast<std::int64_t>(kThreads) + threadIdx.x; start < size;
+       start += kBlendReads * step) {
+    T entries[kBlendReads];
+#pragma unroll
+    for (int x = 0; x < kBlendReads; ++x)
+      if (start + x * step < size) entries[x] = J[start + x * step];
+#pragma unroll
+    for (int x = 0; x < kBlendReads; ++x) {
+      const std::int64_t at = start + x * step;
+      if (at >= size) break;
+      const T blended = entries[x] * share;
+      J[at] = at % (n + 1) == 0 ? blended + rest : blended;
+    }
   }
 }
 
@@ -521,7 +537,7 @@ template <class T>
 void inverse_steps(const Execution& exec, std::int64_t count, const MatrixView<const T>* J,
                    const MatrixView<const T>* V, const MatrixView<const T>* U, const MatrixView<T>* Y,
                    const StepRule& rule, double* alpha, double* delta, double* sign, std::int32_t* status,
-                   double* report) {
+                   double* report, double* norms) {
   QUADRIC_REQUIRE(rule.a > 0 && rule.a != 1, "a must be above 0 and not 1");
   Scratch scratch(exec);
   const std::int64_t room = shared_limit() - 16 * 1024;  // the rest is what the kernel has of fixed size
@@ -550,7 +566,8 @@ void inverse_steps(const Execution& exec, std::int64_t count, const MatrixView<c
       else
         factors.work[f] = scratch.get<double>(4 * k * k);
     }
-    const Results results{alpha + start, delta + start, sign + start, status + start, report + 2 * start};
+    const Results results{alpha + start,  delta + start,      sign + start,
+                          status + start, report + 2 * start, norms + start};
     if (one) {
       one_step_kernel<T><<<static_cast<unsigned>(here), kOneThreads, 0, stream(exec)>>>(factors, rule, results);
       QUADRIC_CUDA_LAUNCHED();
@@ -579,7 +596,8 @@ void blend(const Execution& exec, std::int64_t count, const MatrixView<T>* J, co
       factors.n[f] = j.rows;
       largest = std::max(largest, j.rows * j.rows);
     }
-    const auto blocks = static_cast<unsigned>(std::min<std::int64_t>((largest + kThreads - 1) / kThreads, 1024));
+    const auto blocks =
+        static_cast<unsigned>(std::min<std::int64_t>((largest + kThreads - 1) / kThreads, kBlendBlocks));
     blend_kernel<T><<<dim3(blocks, static_cast<unsigned>(here)), kThreads, 0, stream(exec)>>>(
         factors, norms + start, bound, static_cast<T>(share), static_cast<T>(1 - share));
     QUADRIC_CUDA_LAUNCHED();
@@ -625,7 +643,7 @@ void lost_block(const Execution& exec, const T* w, const bool* mask, std::int64_
   template QUADRIC_API void inverse_steps(const Execution&, std::int64_t, const MatrixView<const T>*,          \
                                           const MatrixView<const T>*, const MatrixView<const T>*,              \
                                           const MatrixView<T>*, const StepRule&, double*, double*, double*,    \
-                                          std::int32_t*, double*);                                             \
+                                          std::int32_t*, double*, double*);                                    \
   template QUADRIC_API void blend(const Execution&, std::int64_t, const MatrixView<T>*, const double*, double, \
                                   double);                                                                     \
   template QUADRIC_API void scale_to_norm(const Execution&, MatrixView<const T>, MatrixView<const T>, bool,    \

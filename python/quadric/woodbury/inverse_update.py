@@ -331,15 +331,16 @@ class _OnGpu(_OnCpu):
         alpha, delta, sign = (space.empty(count, np.float64) for _ in range(3))
         status, report = space.empty(count, np.int32), space.empty((count, 2), np.float64)
         numbers = (rule.a, rule.b, rule.sign, rule.blended, rule.weight, rule.base, rule.slope)
-        kernel = device.woodbury().inverse_steps
-        space.run(kernel, j, v, u, y, *numbers, alpha, delta, sign, status, report)
+        every = count == len(self.js)
+        size = self.norms if every else space.empty(count, np.float64)
+        kernels = device.woodbury()
+        found = alpha, delta, sign, status, report, size
+        space.run(kernels.inverse_steps, j, v, u, y, *numbers, *found)
         if self.check:
             self._refuse(status.host(), report, [self.names[i] for i in active], j)
         # Without a look, a factor with a bad status stays as it is.
         out = tuple(self.work[i] for i in active)
-        every = count == len(self.js)
-        size = self.norms if every else space.empty(count, np.float64)
-        self.update(j, alpha, delta, sign, y, out, size, self.workers)
+        space.run(kernels.update_after_steps, j, alpha, delta, sign, y, out, size)
         for k, i in enumerate(() if every else active):
             arrays.assign(self.norms[i : i + 1], size[k : k + 1])
         if self.check and (bad := size.first_not_finite()) >= 0:

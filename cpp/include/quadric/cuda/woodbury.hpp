@@ -113,6 +113,7 @@ QUADRIC_API void symmetric_product(const Execution& exec, std::int64_t count,
 
 // out_i = alpha_i J_i + delta_i I + sign_i Y_i^T Y_i, exactly symmetric if J_i is; norms[i] = max_r sum_c |out_i(r,
 // c)|. One read and one write of each factor. The coefficients are read on the device, so they may come from kernels.
+// `cleared`: norms holds zeros already, as inverse_steps leaves them, which saves a launch.
 template <class T>
 QUADRIC_API void symmetric_update(const Execution& exec, std::int64_t count,
                                   const MatrixView<const T>* J,  // host; n_i x n_i, contiguous
@@ -121,7 +122,8 @@ QUADRIC_API void symmetric_update(const Execution& exec, std::int64_t count,
                                   const double* sign,            // count
                                   const MatrixView<const T>* Y,  // host; k_i x n_i, contiguous rows
                                   const MatrixView<T>* out,      // host; n_i x n_i, contiguous; may be J_i
-                                  double* norms);                // count
+                                  double* norms,                 // count
+                                  bool cleared = false);
 
 // What follows has no function on the CPU: there Python does it between the kernels.
 
@@ -155,7 +157,8 @@ QUADRIC_API void inverse_steps(const Execution& exec, std::int64_t count,
                                double* delta,         // count
                                double* sign,          // count
                                std::int32_t* status,  // count
-                               double* report);       // count x 2
+                               double* report,        // count x 2
+                               double* norms);        // count, becomes 0
 
 // J_i <- share J_i + (1 - share) I where norms[i] > bound.
 template <class T>
