@@ -191,8 +191,14 @@ def test_dense_entries(backend, m, seed, row, first, columns, dtype, kind):
         return
     expected = part_of(lambda *a: oracle.gaussian(*a)[0], m, seed, row, rows, first, columns)
     radius = part_of(lambda *a: oracle.gaussian(*a)[1], m, seed, row, rows, first, columns)
+    bound = 16 * EPS * radius + roundings(backend, dtype) * np.abs(expected)
+    target(assert_within(found, expected, bound))
+
+
+def roundings(backend, dtype):
+    """Of float64 normals to `dtype`; a GPU makes those of float32 in float32, in a few steps."""
     eps = np.finfo(dtype).eps
-    target(assert_within(found, expected, 16 * EPS * radius + eps / 2 * np.abs(expected)))
+    return 4 * eps if backend == "cuda" and dtype == np.float32 else eps / 2
 
 
 def part_of(make_matrix, m, seed, row, rows, first, columns):
@@ -533,7 +539,8 @@ def test_backends_make_the_same_normal_numbers(dtype):
     expected = entries(101, 0, 3, 0, 0, (101, 3000), dtype, "numba")
     for name in OTHERS:
         found = entries(101, 0, 3, 0, 0, (101, 3000), dtype, name)
-        assert_within(found, expected, 32 * EPS * 7 + np.finfo(dtype).eps * np.abs(expected))
+        relative = roundings(name, dtype) + roundings("numba", dtype)
+        assert_within(found, expected, 32 * EPS * 7 + relative * np.abs(expected))
 
 
 # ---- edges ---------------------------------------------------------------------------------------

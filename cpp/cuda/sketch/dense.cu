@@ -65,7 +65,7 @@ __device__ __forceinline__ float polynomial(float x, const float (&coefficients)
   return sum;
 }
 
-// In float32 neither a number near 1 nor an angle may be rounded before it is reduced.
+// Within 3 eps of themselves. In float32 neither a number near 1 nor an angle may be rounded before it is reduced.
 __device__ __forceinline__ Pair<float> normals(std::uint32_t a, std::uint32_t b, float) {
   // u = (a + 1/2) / 2^32 = 2^e (1 + f), -1/3 <= f <= 1/3. Minimax polynomials: log(1 + f) = f + f^2 P(f).
   constexpr float logarithm[] = {-0.5f,       0.33333209f,  -0.24999717f, 0.20010749f, -0.16682300f,
