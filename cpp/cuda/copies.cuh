@@ -20,12 +20,22 @@ __device__ __forceinline__ void copy_async(void* to, const void* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(kBytes)
                  : "memory");
 }
+// The first `bytes` of 16, a multiple of 4. Nothing behind them is touched, so they may end where the memory ends.
+__device__ __forceinline__ void copy_async(void* to, const void* from, int bytes) {
+  if (bytes >= 16) return copy_async<16>(to, from);
+#pragma unroll 1
+  for (int at = 0; at < bytes; at += 4) copy_async<4>(static_cast<char*>(to) + at, static_cast<const char*>(from) + at);
+}
+
+// Ends a group of copies of this thread.
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until at most `kPending` of this thread's groups of copies are under way.
+// Until at most `kPending` of its groups are under way; a barrier makes what is there known to the others.
 template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
+// Until all copies are there that it has begun.
+__device__ __forceinline__ void wait_all_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Copies a multiple of 16 bytes, aligned to 16, to shared memory, as one thread orders; `barrier` counts the bytes.
 __device__ __forceinline__ void copy_bulk(void* to, const void* from, unsigned bytes, std::uint64_t* barrier) {

@@ -76,7 +76,7 @@ def test_update(backend, shapes, dtype, seed, in_place):
 
 
 @pytest.mark.parametrize("dtype", draws.DTYPES)
-@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 63, 64, 65, 300])
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 63, 64, 65, 300, 1100])
 def test_integers_are_exact(backend, dtype, n):
     rng = np.random.default_rng(n)
     shapes = [(n, 1), (n, 3), (5, 2)]
@@ -97,7 +97,7 @@ def test_integers_are_exact(backend, dtype, n):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("n", [1, 5, 64, 130])
+@pytest.mark.parametrize("n", [1, 5, 64, 130, 1100])
 def test_norms_tell_what_is_not_finite(backend, bad, n):
     """The last entry of a matrix, or an overflow; the others keep their norms."""
     js = [np.eye(n), np.eye(n), np.eye(3)]

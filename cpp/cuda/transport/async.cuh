@@ -14,6 +14,10 @@ namespace quadric::cuda::transport {
 __device__ __forceinline__ void sync_some(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
+// Counts the threads of this warp there, which go on.
+__device__ __forceinline__ void arrive_some(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 
 // ---- clusters ------------------------------------------------------------------------------------------------------
 
@@ -32,17 +36,6 @@ __device__ __forceinline__ void sync_cluster() {
 }
 
 __device__ __forceinline__ void publish_mail() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-__device__ __forceinline__ void wait_mail(std::uint64_t* barrier, unsigned parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
-}
 // Writes `value` to block `rank` of the cluster, where that block has `to`, and tells its `barrier`.
 __device__ __forceinline__ void send(float* to, float value, std::uint64_t* barrier, unsigned rank) {
   asm volatile(
@@ -79,15 +72,6 @@ __device__ __forceinline__ void put(float* to, float value, unsigned rank) {
       : "memory");
 }
 
-// ---- kernels that follow each other --------------------------------------------------------------------------------
-
-// Of a kernel that launch_early (launch.hpp) has begun: until all before it in the stream have ended.
-__device__ __forceinline__ void wait_for_earlier_kernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-// The next kernel may begin once all blocks of this one have come here.
-__device__ __forceinline__ void let_next_kernel_begin() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
 // ---- products ------------------------------------------------------------------------------------------------------
 
 // Four 8 x 8 matrices of 16-bit numbers: lane l gives the address of row l % 8 of matrix l / 8.
@@ -108,6 +92,16 @@ __device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], 
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define QUADRIC_WIDE_PRODUCTS  // of four warps together, with one factor in shared memory: only in code for sm_90a
+// Changes how many registers the threads of four warps have, all of them here; other warps of the block take what is
+// free then.
+template <int kCount>
+__device__ __forceinline__ void drop_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+__device__ __forceinline__ void raise_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
 // Where rows of `kWidth` float16 (16, 32 or 64) begin in shared memory that are in the order of half_place() of
 // points.cuh; the first of 8 rows is aligned to their bytes. 16 coordinates on is two more.
 template <int kWidth>

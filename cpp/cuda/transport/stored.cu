@@ -24,9 +24,9 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "early.cuh"
 #include "require.hpp"
 #include "transport/async.cuh"
-#include "transport/launch.hpp"
 #include "transport/pass.cuh"
 
 namespace quadric::cuda::transport {

@@ -128,14 +128,14 @@ __device__ __forceinline__ void pass(std::int64_t rows, int stage_bytes, const F
     commit_copies();
   }
   for (std::int64_t s = 0; s < stages; ++s) {
-    wait_for_copies<kStages - 2>();
+    wait_copies<kStages - 2>();
     __syncthreads();  // all have the stage, and nobody reads the one before
     const std::int64_t next = s + kStages - 1;
     if (next < stages) fetch(next * Rows, memory + next % kStages * stage_bytes);
     commit_copies();
     use(s * Rows, memory + s % kStages * stage_bytes);
   }
-  wait_for_copies<0>();
+  wait_copies<0>();
   __syncthreads();
 }
 

@@ -1,35 +1,27 @@
 // Kronecker factors: Y = V J and alpha J + delta I + sign Y^T Y for many factors in a launch.
 //
-// Floor: a read of each factor and then a read and a write, 3 n^2 entries at 4.2 TB/s; n = 4096 in float32: 201 MB =
-// 48 us. To be reached: 65 us with two launches. Factors and their order: the product goes through the rows from first
-// to last and the update from last to first, so that the update finds in L2 what the product read at the end.
-//
-// A warp takes a row (in updates with several vectors four rows, which share the reads of Y), eight warps make a block
-// of threads. For one vector and long rows the block takes its eight rows together: then a part of the vector stays in
-// registers for all of them, and a thread has eight reads of 16 bytes on the way, 128 KB for a multiprocessor. All of
-// n = 4096 runs at once then, every block through its own rows, so the update goes back through those too. What it
-// writes is marked to leave L2 first, or it would drive out what the product read.
+// Floor: a read of each factor and then a read and a write, 3 n^2 entries at 4.2 TB/s. Long factors with one vector go
+// another way, in symmetric.cu; here are the short ones and those with several vectors. Of many the product goes
+// through the rows from first to last and the update from last to first, so that the update finds in L2 what the
+// product read at the end. A warp takes a row, in updates with several vectors four rows, which share the reads of Y;
+// eight warps make a block of threads.
 //
 // The table of a launch's factors is an argument of the kernel, so nothing is copied.
+#include <algorithm>
 #include <cstdint>
-#include <cstring>
+#include <vector>
 
 #include "device.hpp"
 #include "quadric/cuda/woodbury.hpp"
 #include "require.hpp"
+#include "woodbury/factors.cuh"
+#include "woodbury/symmetric.hpp"
 
 namespace quadric::cuda::factors {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kFactors = 32;            // of a launch: 2.3 KB of arguments, of 4
 constexpr std::int64_t kGemmFrom = 17;  // vectors from which on cuBLAS is faster
-constexpr std::int64_t kLong = 1024;    // columns from which on a block of threads takes its rows together
-
-template <class T, int kN>
-struct alignas(kN * sizeof(T)) Several {
-  T at[kN];
-};
 
 template <class T>
 struct Factor {
@@ -38,14 +30,14 @@ struct Factor {
   T* out;
   std::int64_t n, k, stride, out_stride;  // of rows of A and out
   std::int64_t first;                     // block of threads of the launch
-  bool whole;  // 16 bytes may be read and written at every multiple of 16 / sizeof(T) columns
+  int number;                             // among all factors of the call
+  bool whole;                             // 16 bytes may be read and written at every multiple of kPack columns
 };
 
 template <class T>
 struct Table {
   Factor<T> at[kFactors];
   int count = 0;
-  int first = 0;  // number of the first factor among all
   std::int64_t blocks = 0;
 
   void add(Factor<T> factor, std::int64_t rows_per_block) {
@@ -60,12 +52,9 @@ struct Table {
   }
 };
 
-bool aligned16(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
-
 template <class T>
 bool whole(const Factor<T>& f, bool rows_of_out) {
-  const std::int64_t pack = 16 / static_cast<std::int64_t>(sizeof(T));
-  return f.n % pack == 0 && aligned16(f.J) && aligned16(f.A) && (f.k <= 1 || f.stride % pack == 0) &&
+  return f.n % kPack<T> == 0 && aligned16(f.J) && aligned16(f.A) && (f.k <= 1 || f.stride % kPack<T> == 0) &&
          (!rows_of_out || aligned16(f.out));
 }
 
@@ -74,175 +63,10 @@ unsigned grid_of(std::int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
-__device__ __forceinline__ float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
-__device__ __forceinline__ double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
-__device__ __forceinline__ float product(float a, float b) { return __fmul_rn(a, b); }
-__device__ __forceinline__ double product(double a, double b) { return __dmul_rn(a, b); }
-__device__ __forceinline__ float sum(float a, float b) { return __fadd_rn(a, b); }
-__device__ __forceinline__ double sum(double a, double b) { return __dadd_rn(a, b); }
-__device__ __forceinline__ float magnitude(float x) { return fabsf(x); }
-__device__ __forceinline__ double magnitude(double x) { return fabs(x); }
-
-// 16 bytes that nobody needs in L2 any more.
-template <class Pack>
-__device__ __forceinline__ Pack read_last(const void* from) {
-  static_assert(sizeof(Pack) == sizeof(int4));
-  const int4 bits = __ldcs(static_cast<const int4*>(from));
-  Pack x;
-  memcpy(&x, &bits, sizeof x);
-  return x;
-}
-template <class Pack>
-__device__ __forceinline__ void write_once(void* to, const Pack& x) {
-  static_assert(sizeof(Pack) == sizeof(int4));
-  int4 bits;
-  memcpy(&bits, &x, sizeof x);
-  __stcs(static_cast<int4*>(to), bits);
-}
-
-// Of a number >= 0 or NaN: the order of the bits is that of the numbers, NaN last.
-__device__ __forceinline__ unsigned long long as_bits(double x) {
-  return static_cast<unsigned long long>(__double_as_longlong(x)) & 0x7fffffffffffffffULL;
-}
-
 __device__ __forceinline__ double warp_sum(double x) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
   return x;
-}
-
-// ---- one vector, long rows -----------------------------------------------------------------------------------------
-
-// A block of threads takes kDown rows at a time, and of each a thread has kAcross packs at a time.
-constexpr int kAcross = 2, kDown = 4;
-
-template <class T>
-using Pack16 = Several<T, 16 / sizeof(T)>;
-
-template <class T>
-__device__ __forceinline__ bool together(const Factor<T>& f) {
-  return f.whole && f.n >= kLong && f.n % kDown == 0 && f.k == 1;
-}
-
-// The sum of x[r] over the lanes, in lanes 8 r and following: twice half of the numbers go to the other half of them.
-template <class T>
-__device__ __forceinline__ double sums_of_four(const T (&x)[kDown]) {
-  static_assert(kDown == 4);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const bool far = (lane & 16) != 0, near = (lane & 8) != 0;
-  double y[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const auto mine = static_cast<double>(far ? x[i + 2] : x[i]), other = static_cast<double>(far ? x[i] : x[i + 2]);
-    y[i] = mine + __shfl_xor_sync(0xffffffffu, other, 16);
-  }
-  double total = (near ? y[1] : y[0]) + __shfl_xor_sync(0xffffffffu, near ? y[0] : y[1], 8);
-#pragma unroll
-  for (int step = 4; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
-  return total;
-}
-
-// What the warps have for row w of the block, parts[w], summed in order; in warp w.
-__device__ __forceinline__ double sum_of_row(const double (*parts)[kWarps]) {
-  __syncthreads();
-  double total = parts[threadIdx.x / 32][threadIdx.x % kWarps];
-#pragma unroll
-  for (int step = kWarps / 2; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
-  return total;
-}
-
-// Rows row to row + kWarps of J times the vector.
-template <class T>
-__device__ __forceinline__ void dot_rows(const Factor<T>& f, std::int64_t row) {
-  using Pack = Pack16<T>;
-  __shared__ double parts[kWarps][kWarps];
-  const int packs = static_cast<int>(f.n / static_cast<int>(sizeof(Pack) / sizeof(T))), thread = threadIdx.x;
-  for (int r0 = 0; r0 < kWarps; r0 += kDown) {
-    if (row + r0 >= f.n) break;
-    const auto* const j = reinterpret_cast<const Pack*>(f.J + (row + r0) * f.n);
-    const auto* const v = reinterpret_cast<const Pack*>(f.A);
-    T total[kDown] = {};
-    for (int p = thread; p < packs; p += kThreads * kAcross) {
-      Pack x[kAcross], entries[kAcross][kDown];
-#pragma unroll
-      for (int u = 0; u < kAcross; ++u) {
-        const int at = p + kThreads * u;
-        if (at >= packs) break;
-        const Pack* from = j + at;
-#pragma unroll
-        for (int r = 0; r < kDown; ++r, from += packs) entries[u][r] = *from;
-        x[u] = v[at];
-      }
-#pragma unroll
-      for (int u = 0; u < kAcross; ++u) {
-        if (p + kThreads * u >= packs) break;
-#pragma unroll
-        for (int r = 0; r < kDown; ++r)
-#pragma unroll
-          for (int e = 0; e < static_cast<int>(sizeof(Pack) / sizeof(T)); ++e)
-            total[r] = fused(entries[u][r].at[e], x[u].at[e], total[r]);
-      }
-    }
-    const double mine = sums_of_four(total);
-    if (thread % 8 == 0) parts[r0 + thread % 32 / 8][thread / 32] = mine;
-  }
-  const double y = sum_of_row(parts);
-  const std::int64_t at = row + thread / 32;
-  if (thread % 32 == 0 && at < f.n) f.out[at] = static_cast<T>(y);
-}
-
-// Rows row to row + kWarps of out, from the last columns and rows to the first, in the roundings of update_rows below.
-// Warp w returns the bits of the sum of magnitudes in row w.
-template <class T>
-__device__ __forceinline__ unsigned long long update_together(const Factor<T>& f, std::int64_t row, T alpha, T delta,
-                                                              T sign) {
-  using Pack = Pack16<T>;
-  constexpr int kN = 16 / sizeof(T), kChunk = kThreads * kAcross;
-  __shared__ double parts[kWarps][kWarps];
-  const int packs = static_cast<int>(f.n / kN), thread = threadIdx.x;
-  for (int r0 = kWarps - kDown; r0 >= 0; r0 -= kDown) {
-    const std::int64_t top = row + r0;
-    if (top >= f.n) continue;
-    const auto* const j = reinterpret_cast<const Pack*>(f.J + top * f.n);
-    auto* const out = reinterpret_cast<Pack*>(f.out + top * f.n);
-    T total[kDown] = {}, c[kDown];
-#pragma unroll
-    for (int r = 0; r < kDown; ++r) c[r] = product(sign, f.A[top + r]);
-    for (int p = (packs - 1) / kChunk * kChunk + thread; p >= 0; p -= kChunk) {
-      Pack y[kAcross], entries[kAcross][kDown];
-#pragma unroll
-      for (int u = 0; u < kAcross; ++u) {
-        const int at = p + kThreads * u;
-        if (at >= packs) break;
-        const Pack* from = j + at;
-#pragma unroll
-        for (int r = 0; r < kDown; ++r, from += packs) entries[u][r] = read_last<Pack>(from);
-        y[u] = reinterpret_cast<const Pack*>(f.A)[at];
-      }
-#pragma unroll
-      for (int u = 0; u < kAcross; ++u) {
-        const int at = p + kThreads * u;
-        if (at >= packs) break;
-        const int diagonal = static_cast<int>(top - static_cast<std::int64_t>(at) * kN);  // entry `diagonal` of row top
-        Pack* to = out + at;
-#pragma unroll
-        for (int r = 0; r < kDown; ++r, to += packs) {
-#pragma unroll
-          for (int e = 0; e < kN; ++e) {
-            T& entry = entries[u][r].at[e];
-            entry = sum(product(entry, alpha), product(y[u].at[e], c[r]));
-            if (diagonal + r == e) entry = sum(entry, delta);
-            total[r] += magnitude(entry);
-          }
-          write_once(to, entries[u][r]);
-        }
-      }
-    }
-    const double mine = sums_of_four(total);
-    if (thread % 8 == 0) parts[r0 + thread % 32 / 8][thread / 32] = mine;
-  }
-  const double norm = sum_of_row(parts);
-  return row + thread / 32 < f.n ? as_bits(norm) : 0;
 }
 
 // ---- product -------------------------------------------------------------------------------------------------------
@@ -284,14 +108,11 @@ __device__ __forceinline__ void dot_row(const Factor<T>& f, std::int64_t row, st
 template <class T, int kK>
 __global__ void __launch_bounds__(kThreads, 4) product_kernel(const __grid_constant__ Table<T> table) {
   const Factor<T>& f = table.at[table.find(blockIdx.x)];
-  const std::int64_t first = (blockIdx.x - f.first) * kWarps, row = first + threadIdx.x / 32;
-  if constexpr (kK == 1) {
-    if (together(f)) return dot_rows(f, first);
-  }
+  const std::int64_t row = (blockIdx.x - f.first) * kWarps + threadIdx.x / 32;
   if (row >= f.n) return;
   for (std::int64_t k0 = 0; k0 < f.k; k0 += kK) {  // a row is read again from L1 or L2
     if (f.whole)
-      dot_row<T, kK, 16 / sizeof(T)>(f, row, k0);
+      dot_row<T, kK, kPack<T>>(f, row, k0);
     else
       dot_row<T, kK, 1>(f, row, k0);
   }
@@ -385,16 +206,14 @@ __global__ void __launch_bounds__(kThreads, kR > 1           ? 1
                   const double* __restrict__ delta, const double* __restrict__ sign, double* norms) {
   __shared__ unsigned long long shared[kWarps];
   const std::int64_t block = table.blocks - 1 - blockIdx.x;
-  const int number = table.find(block), i = table.first + number;
-  const Factor<T>& f = table.at[number];
-  const std::int64_t first = (block - f.first) * kWarps * kR, row = first + threadIdx.x / 32 * kR;
+  const Factor<T>& f = table.at[table.find(block)];
+  const std::int64_t row = ((block - f.first) * kWarps + threadIdx.x / 32) * kR;
+  const int i = f.number;
   const T a = static_cast<T>(alpha[i]), d = static_cast<T>(delta[i]), s = static_cast<T>(sign[i]);
   unsigned long long largest = 0;
-  if (kR == 1 && together(f)) {
-    largest = update_together(f, first, a, d, s);
-  } else if (row < f.n) {
+  if (row < f.n) {
     if (f.whole)
-      largest = update_rows<T, kR, 16 / sizeof(T)>(f, row, a, d, s);
+      largest = update_rows<T, kR, kPack<T>>(f, row, a, d, s);
     else
       largest = update_rows<T, kR, 1>(f, row, a, d, s);
   }
@@ -421,6 +240,13 @@ bool has_rows(const View& v, std::int64_t n) {
   return v.cols == n && (n <= 1 || v.col_stride == 1);
 }
 
+// Whether symmetric.cu does it, for V or Y.
+template <class T>
+bool by_tiles(const T* J, const MatrixView<const T>& rows, const T* out) {
+  return rows.rows == 1 && rows.cols >= kLong && rows.cols % kPack<T> == 0 && aligned16(J) && aligned16(rows.data) &&
+         aligned16(out);
+}
+
 }  // namespace
 }  // namespace quadric::cuda::factors
 
@@ -435,6 +261,7 @@ void symmetric_product(const Execution& exec, std::int64_t count, const MatrixVi
     QUADRIC_REQUIRE(has_rows(V[i], J[i].rows), "V must have contiguous rows as long as those of J");
     QUADRIC_REQUIRE(has_rows(Y[i], J[i].rows) && Y[i].rows == V[i].rows, "Y must have the shape of V");
   }
+  std::vector<Single<T>> singles;
   Table<T> table;
   bool one = true;  // vector for each factor of the table
   const auto launch = [&] {
@@ -451,6 +278,10 @@ void symmetric_product(const Execution& exec, std::int64_t count, const MatrixVi
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t n = J[i].rows, k = V[i].rows;
     if (n * k == 0) continue;
+    if (by_tiles(J[i].data, V[i], Y[i].data)) {
+      singles.push_back({J[i].data, V[i].data, Y[i].data, n, static_cast<int>(i)});
+      continue;
+    }
     if (k >= kGemmFrom && V[i].row_stride >= n && Y[i].row_stride >= n) {
       // Rows to BLAS are columns: Y (n x k) = J^T (n x n) V (n x k).
       if (handle == nullptr) handle = blas(exec, scratch);
@@ -458,13 +289,14 @@ void symmetric_product(const Execution& exec, std::int64_t count, const MatrixVi
                         static_cast<int>(V[i].row_stride), Y[i].data, static_cast<int>(Y[i].row_stride)));
       continue;
     }
-    Factor<T> f{J[i].data, V[i].data, Y[i].data, n, k, V[i].row_stride, Y[i].row_stride, 0, false};
+    Factor<T> f{J[i].data, V[i].data, Y[i].data, n, k, V[i].row_stride, Y[i].row_stride, 0, static_cast<int>(i), false};
     f.whole = whole(f, false);
     table.add(f, kWarps);
     one = one && k == 1;
     if (table.count == kFactors) launch();
   }
   launch();
+  product_by_tiles(exec, singles);
 }
 
 template <class T>
@@ -481,14 +313,23 @@ void symmetric_update(const Execution& exec, std::int64_t count, const MatrixVie
   }
   if (count == 0) return;
   if (!cleared) QUADRIC_CUDA(cudaMemsetAsync(norms, 0, static_cast<std::size_t>(count) * sizeof(double), stream(exec)));
-  for (std::int64_t first = 0; first < count; first += kFactors) {
-    const std::int64_t end = first + kFactors < count ? first + kFactors : count;
-    bool one = true;
-    for (std::int64_t i = first; i < end; ++i) one = one && Y[i].rows <= 1;
+  std::vector<Single<T>> singles;
+  std::vector<int> rest;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto number = static_cast<int>(i);
+    if (by_tiles(J[i].data, Y[i], out[i].data))
+      singles.push_back({J[i].data, Y[i].data, out[i].data, J[i].rows, number});
+    else
+      rest.push_back(number);
+  }
+  update_by_tiles(exec, singles, alpha, delta, sign, norms, cleared);
+  for (std::size_t first = 0; first < rest.size(); first += kFactors) {
+    const std::size_t end = std::min(rest.size(), first + kFactors);
+    const bool one = std::all_of(rest.begin() + first, rest.begin() + end, [&](int i) { return Y[i].rows <= 1; });
     Table<T> table;
-    table.first = static_cast<int>(first);
-    for (std::int64_t i = first; i < end; ++i) {
-      Factor<T> f{J[i].data, Y[i].data, out[i].data, J[i].rows, Y[i].rows, Y[i].row_stride, J[i].rows, 0, false};
+    for (std::size_t at = first; at < end; ++at) {
+      const int i = rest[at];
+      Factor<T> f{J[i].data, Y[i].data, out[i].data, J[i].rows, Y[i].rows, Y[i].row_stride, J[i].rows, 0, i, false};
       f.whole = whole(f, true);
       table.add(f, one ? kWarps : 4 * kWarps);
     }

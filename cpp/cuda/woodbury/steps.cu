@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "device.hpp"
+#include "early.cuh"
 #include "quadric/cuda/woodbury.hpp"
 #include "require.hpp"
 
@@ -310,6 +311,8 @@ __global__ void __launch_bounds__(kOneThreads)
   const T *J = factors.J[f], *V = factors.V[f], *U = factors.U[f];
   T* const Y = factors.Y[f];
 
+  wait_for_earlier_kernels();
+  let_next_kernel_begin();  // only now, when all before has ended: the update at once reads what is not written here
   T u[kKept] = {}, v[kKept] = {}, diagonal[kKept] = {};
   const auto read = [&](std::int64_t start, bool with_diagonal) {
 #pragma unroll
@@ -393,6 +396,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     blend_kernel(const __grid_constant__ Squares<T> factors, const double* norms, double bound, T share, T rest) {
   const int f = blockIdx.y;
+  wait_for_earlier_kernels();
   if (!(norms[f] > bound)) return;
   const std::int64_t n = factors.n[f], size = n * n, step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   T* const J = factors.J[f];
@@ -569,8 +573,7 @@ void inverse_steps(const Execution& exec, std::int64_t count, const MatrixView<c
     const Results results{alpha + start,  delta + start,      sign + start,
                           status + start, report + 2 * start, norms + start};
     if (one) {
-      one_step_kernel<T><<<static_cast<unsigned>(here), kOneThreads, 0, stream(exec)>>>(factors, rule, results);
-      QUADRIC_CUDA_LAUNCHED();
+      launch_early(exec, one_step_kernel<T>, static_cast<unsigned>(here), kOneThreads, 0, 1, factors, rule, results);
       continue;
     }
     if (shared > 32 * 1024)
@@ -598,9 +601,8 @@ void blend(const Execution& exec, std::int64_t count, const MatrixView<T>* J, co
     }
     const auto blocks =
         static_cast<unsigned>(std::min<std::int64_t>((largest + kThreads - 1) / kThreads, kBlendBlocks));
-    blend_kernel<T><<<dim3(blocks, static_cast<unsigned>(here)), kThreads, 0, stream(exec)>>>(
-        factors, norms + start, bound, static_cast<T>(share), static_cast<T>(1 - share));
-    QUADRIC_CUDA_LAUNCHED();
+    launch_early(exec, blend_kernel<T>, dim3(blocks, static_cast<unsigned>(here)), kThreads, 0, 1, factors,
+                 norms + start, bound, static_cast<T>(share), static_cast<T>(1 - share));
   }
 }
 

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "copies.cuh"
 #include "device.hpp"
 
 namespace quadric::cuda::woodbury {
@@ -62,20 +63,11 @@ __device__ inline char* dynamic_shared() {
 // of a row are copied one by one, because a checker of memory takes every asynchronous copy for 16 bytes.
 __device__ inline void copy_async(char* to, const char* from, int valid) {
   if (valid == 16) {
-    const auto shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
+    cuda::copy_async<16>(to, from);
     return;
   }
 #pragma unroll 1
   for (int i = 0; i < 16; ++i) to[i] = i < valid ? from[i] : char(0);
-}
-
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-// Waits for all but the last `Pending` groups of this thread.
-template <int Pending>
-__device__ inline void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
 template <class... Parameters, class... Arguments>

@@ -93,7 +93,9 @@ def rank_one_inverse_update(
     `norm_bound` and without new directions it loses all digits after ``log(eps) / log(decay)``
     steps, 310 in float32 at 0.95. A step adds a relative error of a few eps times ``cond(J)``.
 
-    J is read twice and written once, ``3 n^2`` entries in all, however many vectors there are.
+    J is read twice and written once, ``3 n^2`` entries in all, however many vectors there are. On
+    a GPU the part of a large J above the diagonal is taken to mirror the part below and is not
+    read, which makes it ``2 n^2`` entries.
 
     References
     ----------

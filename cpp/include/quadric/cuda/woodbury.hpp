@@ -104,7 +104,8 @@ QUADRIC_API void store(const Execution& exec,
 
 // ---- Kronecker factors ---------------------------------------------------------------------------------------------
 
-// Y_i = V_i J_i for `count` symmetric factors of any sizes: one read of each.
+// Y_i = V_i J_i for `count` symmetric factors of any sizes: one read of each, or, of long ones with one vector, of the
+// half on and below the diagonal; the other one is taken to be its mirror image.
 template <class T>
 QUADRIC_API void symmetric_product(const Execution& exec, std::int64_t count,
                                    const MatrixView<const T>* J,  // host; n_i x n_i, contiguous
@@ -112,8 +113,9 @@ QUADRIC_API void symmetric_product(const Execution& exec, std::int64_t count,
                                    const MatrixView<T>* Y);       // host; k_i x n_i, contiguous rows
 
 // out_i = alpha_i J_i + delta_i I + sign_i Y_i^T Y_i, exactly symmetric if J_i is; norms[i] = max_r sum_c |out_i(r,
-// c)|. One read and one write of each factor. The coefficients are read on the device, so they may come from kernels.
-// `cleared`: norms holds zeros already, as inverse_steps leaves them, which saves a launch.
+// c)|. One read, or half of one as above, and one write of each factor. The coefficients are read on the device, so
+// they may come from kernels. `cleared`: norms holds zeros already, as inverse_steps leaves them, which saves a launch,
+// and the last kernel in the stream before this call has not written J.
 template <class T>
 QUADRIC_API void symmetric_update(const Execution& exec, std::int64_t count,
                                   const MatrixView<const T>* J,  // host; n_i x n_i, contiguous

@@ -5,12 +5,11 @@
 
 #include "device.hpp"
 
-namespace quadric::cuda::transport {
+namespace quadric::cuda {
 
-// The kernel calls wait_for_earlier_kernels (async.cuh) before it touches anything that they write. `cluster` blocks
-// are a cluster.
+// The kernel calls wait_for_earlier_kernels before it touches anything that they write. `cluster` blocks are a cluster.
 template <class... P, class... A>
-void launch_early(const Execution& exec, void (*kernel)(P...), unsigned blocks, unsigned threads, std::size_t shared,
+void launch_early(const Execution& exec, void (*kernel)(P...), dim3 blocks, unsigned threads, std::size_t shared,
                   unsigned cluster, const A&... arguments) {
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -19,7 +18,7 @@ void launch_early(const Execution& exec, void (*kernel)(P...), unsigned blocks, 
   attributes[1].val.clusterDim.x = cluster;
   attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(blocks);
+  config.gridDim = blocks;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = stream(exec);
@@ -28,4 +27,11 @@ void launch_early(const Execution& exec, void (*kernel)(P...), unsigned blocks, 
   QUADRIC_CUDA(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
-}  // namespace quadric::cuda::transport
+// Until all kernels before this one in the stream have ended.
+__device__ __forceinline__ void wait_for_earlier_kernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// The next kernel may begin once all blocks of this one have come here or ended.
+__device__ __forceinline__ void let_next_kernel_begin() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+}  // namespace quadric::cuda
