@@ -4,6 +4,7 @@ The kernels are those of the CPU, so that results are the same but for what Pyth
 way there: factors by Cholesky, transforms by the arrays' own library, scales before sums.
 """
 
+import pickle
 import sys
 import warnings
 
@@ -101,6 +102,19 @@ def test_parts(gpu, name):
         same(gpu, part @ gpu.put(piece), part @ piece, 1e-13)
         B = normal((part.m, 2))
         same(gpu, part.T @ gpu.put(B), part.T @ B, 1e-13)
+
+
+def test_samples_stay_on_their_gpu(gpu, monkeypatch):
+    """The first product leaves them there for the next ones; a copy of the operator has none."""
+    S, A = OPERATORS["srht"](700), normal((700, 5))
+    first = [gpu.get(S @ gpu.put(A, device)) for device in (0, 1)]
+    assert len(S._there) == 2
+    again = pickle.loads(pickle.dumps(S))
+    assert again == S
+    assert not again._there
+    monkeypatch.setattr("quadric.sketch.hadamard._samples", None)  # or they would be drawn again
+    for device, result in enumerate(first):
+        np.testing.assert_array_equal(gpu.get(S @ gpu.put(A, device)), result)
 
 
 @pytest.mark.parametrize("width", [1, 2, 1000])

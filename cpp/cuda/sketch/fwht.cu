@@ -24,10 +24,10 @@
 #include <type_traits>
 #include <utility>
 
+#include "copies.cuh"
 #include "device.hpp"
 #include "quadric/cuda/sketch.hpp"
 #include "require.hpp"
-#include "sketch/copy_async.cuh"
 #include "sketch/pairs.cuh"
 
 namespace quadric::cuda::sketch {
@@ -166,14 +166,14 @@ __global__ void __launch_bounds__(32 << kWarpBits, 16 >> kWarpBits)
       const int mine = static_cast<int>(threadIdx.x) * kPack;
       if (kWhole || tile.plain) {
 #pragma unroll
-        for (int e = 0; e < 1 << kBits; e += kThreads * kPack) copy_async(ahead + mine + e, tile.data + mine + e, 16);
+        for (int e = 0; e < 1 << kBits; e += kThreads * kPack) copy_async<16>(ahead + mine + e, tile.data + mine + e);
       } else {
 #pragma unroll 4
         for (int e = mine; e < 1 << kBits; e += kThreads * kPack)
-          if (tile.valid(e)) copy_async(ahead + e, tile.at(e), 16);
+          if (tile.valid(e)) copy_async<16>(ahead + e, tile.at(e));
       }
     }
-    end_group();
+    commit_copies();
   };
   if constexpr (kAhead) fetch(blockIdx.x);
 
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(32 << kWarpBits, 16 >> kWarpBits)
       arrive_in_pair();
       if (second) tile.data += 1 << kBits;
     } else if constexpr (kAhead) {
-      wait_for_copies();
+      wait_all_copies();
       __syncthreads();
 #pragma unroll
       for (int s = 0; s < kParts; ++s)

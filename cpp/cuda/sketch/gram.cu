@@ -3,14 +3,15 @@
 // Floors at n = 1e6 in float64: (A M)^T (A M) for a triangle M has n d^2 multiply-adds in all: 2.3 ms at 58 TFLOP/s for
 // d = 256, 36 ms for 1024. Blocks of columns, those of `linalg::block_columns`, leave 3/4 and 5/8 of what full products
 // would need: 3.4 and 45 ms. To be reached: 4.5 and 60 ms. Traffic of slabs, 3 n d numbers, takes a third of that and
-// runs beside it. Norms of rows of A M: 2 n d^2 flops, 2.3 ms for d = 256, of a triangle 3/4 and 5/8 of that. Without
-// M: one read of A, 0.48 ms; to be reached 90 %.
+// runs beside it. Norms of rows of A M: 2 n d^2 flops, 2.3 ms for d = 256, of a triangle 3/4 and 5/8 of that; for
+// contiguous rows of float64 half of it (triangle.cu). Without M: one read of A, 0.48 ms; to be reached 90 %.
 #include <cmath>
 #include <cstdint>
 
 #include "linalg/products.hpp"
 #include "quadric/cuda/sketch.hpp"
 #include "sketch/slabs.cuh"
+#include "sketch/triangle.cuh"
 
 namespace quadric::cuda::sketch {
 namespace {
@@ -120,6 +121,12 @@ void by_blocks(std::int64_t d, const Multiply& multiply) {
   }
 }
 
+// Whether the kernel for the tensor cores takes the rows as they are.
+template <class S>
+bool on_tensor_cores(const Source<S>& A) {
+  return std::is_same_v<S, double> && A.layout == Layout::packed && A.row_stride >= A.cols;
+}
+
 template <class S, class T>
 void preconditioned(const Execution& exec, const Source<S>& A, const double* M, double* G, T) {
   const std::int64_t d = A.cols;
@@ -166,6 +173,12 @@ void norms_of_products(const Execution& exec, const Source<S>& A, const MatrixVi
                        double* out, T) {
   const std::int64_t d = A.cols, k = M.cols;
   Scratch scratch(exec);
+  if constexpr (std::is_same_v<S, double>) {
+    if (upper && on_tensor_cores(A)) {
+      norms_by_triangle(exec, A.data, A.row_stride, A.rows, laid_out(exec, scratch, M), out);
+      return;
+    }
+  }
   const cublasHandle_t handle = blas(exec, scratch);
   const T* const factor = upper ? rounded<T, true>(exec, scratch, M) : rounded<T, false>(exec, scratch, M);
   const std::int64_t widest = std::max(d, k);

@@ -59,6 +59,8 @@ template <int kThreads>
 __device__ __forceinline__ void draw(const Drawn& from, std::uint64_t row, int count, int stride,
                                      std::uint16_t* codes) {
   const auto nnz = static_cast<std::uint64_t>(from.nnz), k0 = static_cast<std::uint64_t>(from.k0);
+  const auto block = static_cast<std::uint32_t>(from.block);
+  const int skipped = static_cast<int>(from.skipped);
   // Groups of four words for a row.
   const int each = nnz % 4 == 0 && k0 % 4 == 0 ? (from.blocks + 3) / 4 : (from.blocks + 6) / 4;
   for (int u = static_cast<int>(threadIdx.x); u < count * each; u += kThreads) {
@@ -68,10 +70,10 @@ __device__ __forceinline__ void draw(const Drawn& from, std::uint64_t row, int c
     const random::Words words = random::block_of_words(from.seed, static_cast<std::uint32_t>(Draw::sparse_sign), group);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const std::uint64_t number = 4 * group + static_cast<std::uint64_t>(e);
-      if (number < first || number >= first + static_cast<std::uint64_t>(from.blocks)) continue;
-      const int k = static_cast<int>(number - first);
-      const std::int64_t place = row_of(words.at[e], from.block) + k * from.block - from.skipped;
+      const int k = 4 * (u % each) + e - static_cast<int>(first % 4);
+      if (k < 0 || k >= from.blocks) continue;
+      // row_of in 32 bits; S has less than 2^30 rows.
+      const int place = static_cast<int>(__umulhi(words.at[e] & ~1u, block)) + k * static_cast<int>(block) - skipped;
       const bool here = place >= 0 && place < from.rows;
       codes[k * stride + i] = here ? static_cast<std::uint16_t>(place | (words.at[e] & 1) << 15) : kElsewhere;
     }

@@ -12,6 +12,7 @@
 // which both products read.
 #include <cstdint>
 
+#include "copies.cuh"
 #include "linalg/products.hpp"
 #include "quadric/cuda/sketch.hpp"
 #include "sketch/slabs.cuh"
@@ -51,16 +52,6 @@ struct Pass {
   double* norms;      // parts
   bool packs;         // 16 bytes may be read from each row at every multiple of 16 bytes
 };
-
-template <int kBytes>
-__device__ __forceinline__ void copy_few(void* to, const void* from) {
-  const auto shared = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;\n" ::"r"(shared), "l"(from), "n"(kBytes) : "memory");
-}
-template <int kPending>
-__device__ __forceinline__ void wait_but() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
-}
 
 // The sums over a warp of eight numbers of each lane: that of number lane / 4.
 __device__ __forceinline__ double warp_sums(double (&v)[kGroup], int lane) {
@@ -114,15 +105,15 @@ __global__ void __launch_bounds__(kThreads, (kThreads < 256 ? 384 : 512) / kThre
         const T* const from = a + static_cast<std::int64_t>(c * kThreads + thread) * kN;
         Pack<T>* const to = ring + place(stage, q, c);
         if (pass.packs && valid[c] == kN) {
-          copy_async(to, from, 16);
+          copy_async<16>(to, from);
         } else {
 #pragma unroll
           for (int e = 0; e < kN; ++e)
-            if (e < valid[c]) copy_few<static_cast<int>(sizeof(T))>(&to->at[e], from + e);
+            if (e < valid[c]) copy_async<static_cast<int>(sizeof(T))>(&to->at[e], from + e);
         }
       }
     }
-    end_group();
+    commit_copies();
   };
 #pragma unroll
   for (int stage = 0; stage < kStages<T, kThreads>; ++stage) fetch(stage, begin + stage * kGroup);
@@ -133,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, (kThreads < 256 ? 384 : 512) / kThre
     const std::int64_t mine = first + row;
     double b = 0;
     if (pass.b != nullptr && mine < end) b = static_cast<double>(pass.b[mine * pass.b_stride]);
-    wait_but<kStages<T, kThreads> - 1>();
+    wait_copies<kStages<T, kThreads> - 1>();
     double a[kGroup][kColumns], sums[kGroup];
 #pragma unroll
     for (int q = 0; q < kGroup; ++q) {

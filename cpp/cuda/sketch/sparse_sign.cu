@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto fetch = [&](std::int64_t t, int buffer) {
     const std::uint32_t* const from = sums.records + (t * batch.chunks + chunk) * words;
     std::uint32_t* const to = all_records + buffer * words;
-    for (int i = 4 * thread; i < words; i += 4 * kThreads) copy_async(to + i, from + i, 16);
+    for (int i = 4 * thread; i < words; i += 4 * kThreads) copy_async<16>(to + i, from + i);
     const std::int64_t global = batch.first_tile + t;
     fill_tile<kLanes, kThreads>(
         A, global * lists.tile, lists.count(global), column, shared + buffer * tile_bytes,
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (begin < end) fetch(begin, 0);
   for (std::int64_t t = begin; t < end; ++t) {
     const int buffer = static_cast<int>((t - begin) % 2);
-    wait_for_copies();
+    wait_all_copies();
     __syncthreads();
     if (t + 1 < end) fetch(t + 1, 1 - buffer);  // all threads are done with what was there
     const std::uint32_t* const table = all_records + buffer * words + slot;

@@ -108,14 +108,14 @@ __global__ void __launch_bounds__(kThreads, 1) srht_kernel(const Source<S> A, co
         char* const own = to + offset(slot) + lane * 16;
 #pragma unroll
         for (int i = 0; i < kTile / kSlots; ++i) {
-          copy_async(own + i * offset(kSlots), from, 16);
+          copy_async<16>(own + i * offset(kSlots), from);
           from += kSlots * A.row_stride;
         }
       } else {
         fill_tile<kLanes, kThreads>(A, t * kTile, count, column, to, [](int row) { return offset(row); }, T());
       }
     }
-    end_group();
+    commit_copies();
   };
   const int own = thread % kWidth * static_cast<int>(sizeof(T)), group = thread / kWidth;
   // Two groups of 16 rows that are read at a time come from different halves of the banks.
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 1) srht_kernel(const Source<S> A, co
   for (std::int64_t t = begin; t < end; ++t) {
     char* const raw = shared + (t - begin) % 2 * kTileBytes;
     const int count = rows_of(t);
-    wait_but_one();
+    wait_copies<1>();
     __syncthreads();  // the tile is there, and what was in `work` is used
     {
       const int row = near * kRadix;

@@ -8,10 +8,10 @@
 #include <limits>
 #include <type_traits>
 
+#include "copies.cuh"
 #include "device.hpp"
 #include "quadric/cuda/sketch.hpp"
 #include "require.hpp"
-#include "sketch/copy_async.cuh"
 
 namespace quadric::cuda::sketch {
 
@@ -136,7 +136,7 @@ __device__ __forceinline__ Pack<T> read_pack(const Source<S>& A, std::int64_t ro
 
 // `count` rows of A from row `first` on, kPacks packs from column `column` on, to shared memory: row i to
 // to + offset(i) bytes. By a block of kThreads threads; with packed rows of T the copies go on while the threads do
-// something else, until wait_for_copies(). Columns beyond the last keep what is there.
+// something else, until wait_all_copies(). Columns beyond the last keep what is there.
 template <int kPacks, int kThreads, class S, class T, class Offset>
 __device__ __forceinline__ void fill_tile(const Source<S>& A, std::int64_t first, int count, std::int64_t column,
                                           char* to, const Offset& offset, T) {

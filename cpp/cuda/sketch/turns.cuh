@@ -7,14 +7,13 @@
 // S A take the same steps without a branch then, and late entries are few.
 //
 // With c for the entries that are served after turn t, A of those that have arrived, L of those that have left:
-//   c(t) = max(min(c(t - 1) + 1, A(t)), L(t)),
-// a map of c(t - 1) that stays of the form max(min(c + a, high), low) over any number of turns. So segments of turns
-// are looked at side by side: what one does to the queue is known by two numbers before it is known how it begins.
-// What waits at the end of a segment must be served in the first `grace` turns of the next one, which keeps L a matter
-// of the segment alone.
+//   c(t) = max(min(c(t - 1) + 1, A(t)), L(t)).
+// That takes a few operations on whole numbers for a turn, so all queues are followed from the first turn of a part of
+// the rows to its last, and what they hold where a segment of turns begins is noted: segments are written side by side.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "device.hpp"
@@ -31,11 +30,13 @@ inline constexpr std::int64_t kTurnShared = 232448;  // bytes of shared memory t
 
 inline constexpr std::uint32_t kPlaces = 0x7ff << kLineShift, kSign = 0x80000000u;
 inline constexpr int kSecond = 11, kLateRow = 18, kLateSlot = 22;
-inline constexpr int kMostLate = 60, kHeads = kTurnWarps + 4;
-__host__ __device__ constexpr int record_words(int padded) { return padded / 2 + kHeads + kMostLate; }
+inline constexpr int kWarpGroups = 4, kGroupWarps = kTurnWarps / kWarpGroups;  // which share room for late entries
+inline constexpr int kMostLate = 16, kHeads = kTurnWarps + kWarpGroups;
+__host__ __device__ constexpr int record_words(int padded) { return padded / 2 + kHeads + kWarpGroups * kMostLate; }
 __host__ __device__ constexpr int record_bytes(int padded) { return 4 * record_words(padded); }
 
-inline constexpr int kBarrierBytes = 64;
+inline constexpr int kBarrierBytes = 128;
+inline constexpr int kGroup = 4;  // turns whose arrivals a word counts
 
 struct Turns {
   std::uint64_t seed = 0;
@@ -47,12 +48,11 @@ struct Turns {
   int tile = 0;    // rows of A
   int ahead = 1;   // tiles that are on their way
   int reach = 0;   // turns for which a tile is there
-  int grace = 0;   // turns in which what is left of the segment before is served
   std::int64_t tiles = 0, parts = 1;
   std::int64_t segments = 1;  // of a part
-  int most = 0;               // turns of a segment
+  int most = 0;               // turns of a segment, a multiple of kGroup
 
-  static constexpr double kArrivals = 0.84;
+  static constexpr double kArrivals = 0.78;  // at most
   static constexpr std::int64_t kLeastBlock = 48, kMostBlock = 420, kLeastTiles = 32;
 
   // Whether turns suit A and an S of m rows; the others need lists.cuh.
@@ -71,27 +71,35 @@ struct Turns {
     per = static_cast<int>(ceil_div(nnz, chunks));
     chunks = ceil_div(nnz, per);
     padded = static_cast<int>(ceil_div(per * block, 4 * kSlots)) * 4 * kSlots;
-    tile = static_cast<int>(kArrivals * static_cast<double>(block));
-    tile -= tile % pieces();
-    ahead = tile >= 150 ? 1 : tile >= 75 ? 2 : 4;
+    const double fair = kArrivals * static_cast<double>(block);
+    ahead = fair >= 240 ? 1 : fair >= 75 ? 2 : 4;
     const std::int64_t room = (kTurnShared - kBarrierBytes - (ahead + 1) * record_bytes(padded)) / kLine - 1;
+    tile = static_cast<int>(room / static_cast<std::int64_t>(std::ceil(static_cast<double>(room) / fair)));
+    tile -= tile % pieces();
     reach = static_cast<int>(std::min<std::int64_t>(room / tile - ahead, kMostReach));
-    grace = (reach + 1) / 2;
     tiles = ceil_div(n, tile);
-    parts = count_parts(chunks * columns, tiles, each);
-    most = std::max(kMostSorted / (per * tile), 2 * reach);
-    segments = ceil_div(ceil_div(tiles, parts), most);
+    parts = count_parts(chunks * columns, groups(), each / kGroup);
+    // A segment but the last of a part has at least `reach` turns.
+    const int least = 2 * static_cast<int>(ceil_div(reach, kGroup));
+    const int in_segment = std::max(kMostSorted / (per * tile * kGroup), least);
+    most = kGroup * in_segment;
+    segments = ceil_div(ceil_div(groups(), parts), in_segment);
   }
 
   __host__ __device__ int pieces() const { return tile > 256 ? 2 : 1; }  // of a tile, for the engine that copies
   __host__ __device__ int ring() const { return reach + ahead; }         // tiles in shared memory
-  __host__ __device__ std::int64_t first_turn(std::int64_t part) const { return tiles * part / parts; }
-  __host__ __device__ std::int64_t all_segments() const { return parts * segments; }
-  // The first turn of segment `q` of all.
-  __host__ __device__ std::int64_t begin(std::int64_t q) const {
-    const std::int64_t part = q / segments, from = first_turn(part);
-    return from + (first_turn(part + 1) - from) * (q % segments) / segments;
+  // Groups of turns, and the first one of a part and of segment `q` of all.
+  __host__ __device__ std::int64_t groups() const { return (tiles + kGroup - 1) / kGroup; }
+  __host__ __device__ std::int64_t first_group(std::int64_t part) const { return groups() * part / parts; }
+  __host__ __device__ std::int64_t group(std::int64_t q) const {
+    const std::int64_t part = q / segments, from = first_group(part);
+    return from + (first_group(part + 1) - from) * (q % segments) / segments;
   }
+  __host__ __device__ std::int64_t first_turn(std::int64_t part) const {
+    return part < parts ? kGroup * first_group(part) : tiles;
+  }
+  __host__ __device__ std::int64_t all_segments() const { return parts * segments; }
+  __host__ __device__ std::int64_t begin(std::int64_t q) const { return kGroup * group(q); }
   __host__ __device__ std::int64_t end(std::int64_t q) const {
     return (q + 1) % segments == 0 ? first_turn(q / segments + 1) : begin(q + 1);
   }
@@ -107,20 +115,20 @@ struct Turns {
     const std::int64_t left = nnz - chunk * per;
     return left < per ? static_cast<int>(left) : per;
   }
-  // Entries of a segment and a chunk, a multiple of 8, and those that may be late there.
+  // Entries of a segment and a chunk, a multiple of 8, and those that may be late there: its own, and what waits.
   __host__ __device__ int room() const { return (per * most * tile + 7) / 8 * 8; }
-  __host__ __device__ int late_room() const { return per * (most + reach) * tile; }
+  __host__ __device__ int late_room() const { return 2 * room(); }
 
  private:
-  static constexpr int kMostPer = 16, kMostReach = 24;
-  static constexpr int kMostSorted = 20 * 1024;  // entries of a segment, if it is not shorter than its queue
+  static constexpr int kMostPer = 16, kMostReach = 16;
+  static constexpr int kMostSorted = 16 * 1024;  // entries of a segment, if it is not shorter than its queue
 };
 
 // What is done in a turn and a chunk is a record of 32-bit words:
 //   padded / 2 codes of two rows of S A each: place | place << kSecond | sign | sign << 31
-//   for each of kTurnWarps warps where its late entries begin and how many they are: begin | count << 16
-//   the place of the record's late entries in `rest`, and three words for nothing
-//   the first kMostLate late entries: place | row << kLateRow | slot % 4 << kLateSlot | sign << 31.
+//   for each of kTurnWarps warps where its late entries begin in its group, and how many they are: begin | count << 16
+//   for each group of kGroupWarps warps the place of its late entries in `rest`
+//   for each group the first kMostLate late entries: place | row << kLateRow | slot % 4 << kLateSlot | sign << 31.
 // A place is that of a row of A in the ring of tiles, times kLine, or behind the ring, where there are zeros. Eight
 // threads, a `slot`, have padded / kSlots rows of the chunk, from slot * padded / kSlots on.
 struct Schedule {
@@ -128,7 +136,9 @@ struct Schedule {
   std::uint32_t* rest;     // late entries that are too many for their record
 };
 
-Schedule make_schedule(const Execution& exec, Scratch& scratch, const Turns& f);
+// In one piece of memory, at a multiple of 256 bytes: the caller's library may take microseconds for each piece.
+std::int64_t schedule_bytes(const Turns& f);
+Schedule make_schedule(const Execution& exec, char* memory, const Turns& f);
 
 // out += S A.
 template <class S, class T>

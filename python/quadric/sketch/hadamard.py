@@ -8,11 +8,13 @@ import numpy as np
 
 from quadric import backends, device, random
 from quadric.arrays import Data
-from quadric.device import DeviceArray
+from quadric.device import DeviceArray, Space
 from quadric.random.philox import Seed
+from quadric.sketch.inputs import Rows
 from quadric.sketch.operator import SketchingOperator, check_execution, check_shape, float_type
 from quadric.sketch.signs import SAMPLES, SIGNS, signs
 
+_STREAMS = 8  # that samples are kept for
 _LARGEST = 2048  # longest block: a tile of 32 columns of it stays in the second-level cache
 
 
@@ -60,7 +62,26 @@ class SubsampledHadamard(SketchingOperator):
 
     def _add(self, A: Data, first: int, total: Data) -> None:
         kernel = backends.resolve("sketch.srht", self.backend, A)
-        kernel(A, first, self.seed, self._block, self.samples, total, self._threads(A))
+        there = self._there.get(_place(A)) if isinstance(A, DeviceArray) else None
+        samples = self.samples if there is None else there
+        kernel(A, first, self.seed, self._block, samples, total, self._threads(A))
+
+    @functools.cached_property
+    def _there(self) -> dict[tuple[Space, int], DeviceArray]:
+        """The samples in the memory of GPUs, each for the stream that they were copied on."""
+        return {}
+
+    def _product(self, A: Rows, shape: tuple[int, ...], given: Rows | None = None) -> Data:
+        out = super()._product(A, shape, given)
+        # The stream was waited for, so it is not captured in a graph and lasts.
+        if isinstance(A, DeviceArray) and (place := _place(A)) not in self._there:
+            if len(self._there) == _STREAMS:
+                self._there.clear()
+            self._there[place] = A.space.from_host(self.samples)
+        return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_there"}
 
     def _adjoint(self, B: Data) -> Data:
         if isinstance(B, DeviceArray):
@@ -164,6 +185,10 @@ def srht(
         backend=backend,
         n_threads=n_threads,
     )
+
+
+def _place(A: DeviceArray) -> tuple[Space, int]:
+    return A.space, A.space.library.stream(A.space.device)
 
 
 @functools.lru_cache(maxsize=32)

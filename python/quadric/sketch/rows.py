@@ -278,17 +278,18 @@ def scores_on_gpu(rows: Rows, *, ridge: float = 0.0, seed: int = 0) -> DeviceArr
     triangle = Triangle(top, there["norms"], rough=not direct)
     if not direct:
         triangle.correct(lambda P, G: rows._run("preconditioned_gram", rows.a, P, G), ridge)
-    result: DeviceArray = rows.a.space.empty(n, np.float64)
-    result.space.run(device.sketch().triangular_row_norms, rows.a, triangle.P, result)
-    result = result.space.apply(lambda xp, scores: xp.clip(scores, 0.0, 1.0), result)
     triangle.powers(there["powers"])
     there["failures"].assign(triangle.failures)
-    found = there.fetch()
+    found = there.fetch()  # the last pass needs no wait after it
     if found is None or (found["failures"] != -1).any():
         return None
     _, cond = condition(found["powers"])
-    sound = cond * 400 * d * float(np.finfo(rows.dtype).eps) < 1
-    return result.astype(rows.dtype, copy=False) if sound else None
+    if not cond * 400 * d * float(np.finfo(rows.dtype).eps) < 1:
+        return None
+    result: DeviceArray = rows.a.space.empty(n, np.float64)
+    result.space.run(device.sketch().triangular_row_norms, rows.a, triangle.P, result)
+    result = result.space.apply(lambda xp, scores: xp.clip(scores, 0.0, 1.0), result)
+    return result.astype(rows.dtype, copy=False)
 
 
 def _sketch_rows(d: int, *, exact: bool) -> int:
