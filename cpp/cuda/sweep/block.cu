@@ -112,6 +112,7 @@ struct Arguments {
   const T* a;
   T* sums;
   std::int64_t rows, groups;
+  const float* up;
   std::uint8_t* codes;
   T* scales;
   std::uint8_t* zeros;
@@ -138,6 +139,7 @@ struct Tile {
   int row, lane;                  // of this thread: row of the tile, column of a chunk
   int width, chunks;
   T* sums;               // C of the first column, this thread's row
+  T up;                  // a power of two that this row of sums is multiplied by
   std::int64_t results;  // where this thread's row begins in codes, values and masks
   T *factor, *diagonal, *inverse, *weight, *current, *scale, *zero;
   int *order, *slot;
@@ -152,6 +154,7 @@ struct Tile {
     lane = threadIdx.x % 32 / kWarpRows;
     const std::int64_t n = job.weights.n;
     sums = job.a == nullptr ? nullptr : job.sums + (batch * n + (n - 1 - job.task.begin)) * job.rows + row_begin + row;
+    up = job.up != nullptr && live() ? T(job.up[batch * job.rows + row_begin + row]) : T(1);
     results = row_of_all() * n;
     width = job.task.width;
     chunks = (width + kChunk - 1) / kChunk;
@@ -187,10 +190,11 @@ struct Tile {
       for (int j = threadIdx.x; j < chunks * kChunk; j += kThreads) diagonal[j] = inverse[j] = T(0);
     }
     const bool has_sums = job.a != nullptr && begin > 0 && works() && live();
+    const T down = T(1) / up;
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
       const int j = i * kChunk + lane;
-      c[i] = has_sums && j < width ? *sums_at(j) : T(0);
+      c[i] = has_sums && j < width ? *sums_at(j) * down : T(0);
     }
     if (works()) load_weights();
     for (int j = threadIdx.x; j < chunks * kChunk; j += kThreads) {
@@ -588,7 +592,7 @@ struct Tile {
     if (job.codes != nullptr) job.codes[at] = static_cast<std::uint8_t>(static_cast<int>(column.level + column.zero));
     if (job.values != nullptr) job.values[at] = column.q;
     if (job.mask != nullptr) job.mask[at] = column.keep;
-    if (job.task.keep_errors) *sums_at(j) = column.error;
+    if (job.task.keep_errors) *sums_at(j) = column.error * up;
   }
 
   __device__ void store_loss() {
@@ -673,6 +677,7 @@ void run(const Execution& exec, const Job<T>& job, const BlockTask<T>& task) {
   arguments.sums = job.sums;
   arguments.rows = job.rows;
   arguments.groups = job.groups;
+  arguments.up = job.up;
   arguments.codes = job.codes;
   arguments.scales = job.scales;
   arguments.zeros = job.zeros;

@@ -2,8 +2,8 @@
 //
 // Floor for n = 4096 in float32: symmetry_defect 64 MB, 16 us; gather 128 MB, 31 us; cholesky n^3/3 flops, 0.5 ms at
 // 50 TFLOP/s and 32 MB of zeros, 8 us. The first two should reach 70 % of the bandwidth; cuSOLVER's potrf takes
-// about 1.9 ms. A batch of 64 with n = 2048: symmetry_defect 0.26 ms, gather 0.51 ms, 1.8e11 flops 3.7 ms; reach 0.4,
-// 0.6 and 6.5 ms.
+// about 1.9 ms. A batch of 64 with n = 2048: symmetry_defect 0.26 ms, gather 0.51 ms, 1.8e11 flops 3.7 ms, or 1.6 ms
+// from parts of float16 (potrf_batch.cu); reach 0.4, 0.6 and 3.5 ms.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

@@ -41,6 +41,7 @@ struct Job {
   const T* a = nullptr;  // count x n x n; null: identity, nothing to feed back
   T* sums = nullptr;     // count x n x rows; null where `a` is
   std::int64_t rows = 0;
+  const float* up = nullptr;  // count x rows, powers of two that rows of `sums` are multiplied by (split.hpp); null: 1
   std::uint8_t* codes = nullptr;  // results, in the original order of the columns; null: not wanted
   T* scales = nullptr;
   std::uint8_t* zeros = nullptr;

@@ -9,8 +9,11 @@
 
 namespace quadric::cuda::sweep {
 
-constexpr std::int64_t kBlock = 128;       // columns that one kernel sweeps at most
-constexpr std::int64_t kPanel = 512;       // depth of the matrix products that update all later columns, at least
+constexpr std::int64_t kBlock = 128;  // columns that one kernel sweeps at most
+
+// Depth of the matrix products that update all later columns, at least. Deeper ones touch the sums less often, which
+// counts where there are many columns; less deep ones leave less to products within panels and round better.
+constexpr std::int64_t kPanel = 256, kDeepPanel = 512, kDeepFrom = 4096;
 constexpr std::int64_t kMostPanel = 1024;  // and at most, but for ranges that begin with the panel
 
 // Columns [begin, end) whose current weights are looked at when the sweep reaches `begin`.
@@ -112,11 +115,12 @@ inline void cut_panels(std::int64_t n, Plan& plan) {
   if (!plan.masks_inside)
     for (const Range& r : plan.masks) reach[r.begin] = std::max(reach[r.begin], r.end);
   plan.panels = {0};
+  const std::int64_t deep = n >= kDeepFrom ? kDeepPanel : kPanel;
   std::int64_t needed = 0;  // the panel must go on to here, because sums up to here are asked for in it
   for (std::int64_t a : plan.blocks) {
     const std::int64_t begin = plan.panels.back();
     if (a == begin) continue;
-    if (a == n || (a >= needed && (a - begin >= kPanel || reach[a] > begin + kMostPanel))) {
+    if (a == n || (a >= needed && (a - begin >= deep || reach[a] > begin + kMostPanel))) {
       plan.panels.push_back(a);
       needed = 0;
     } else {

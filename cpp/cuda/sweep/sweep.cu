@@ -1,11 +1,11 @@
 // The sweep: kernels for blocks of columns, and products that bring the errors of the finished columns to the others.
 //
-// Floor: m n^2 flops, for 4096 x 4096 1.4 ms at 50 TFLOP/s, 0.55 ms where float32 is split (split.hpp). Products within
-// a panel of 512 columns have a depth of 128 and take 1/8 of these flops at about half the rate of float32; those that
+// Floor: m n^2 flops, for 4096 x 4096 1.4 ms at 50 TFLOP/s, 0.28 ms where float32 is split (split.hpp). Products within
+// a panel of 512 columns have depths of 128 and take 3/32 of these flops at about half the rate of float32; those that
 // leave the panel have a depth of 512, which is worth the splitting. With 32 blocks of 40 us (block.cu), which leave
-// the device half empty, this is 2.3 ms one after the other. So the chain of blocks runs on a stream of its own, ahead:
+// the device half empty, this is 1.8 ms one after the other. So the chain of blocks runs on a stream of its own, ahead:
 // of what leaves a panel it takes along only the next panel's part, and the rest follows on the caller's stream while
-// the next panel is swept. That should reach 1.9 ms.
+// the next panel is swept. That should reach 1.6 ms.
 #include "quadric/cuda/sweep.hpp"
 
 #include <algorithm>
@@ -24,9 +24,11 @@
 namespace quadric::cuda::sweep {
 namespace {
 
-// Rows and columns of a product, in the harmonic mean of two, from which on splitting pays: 16 bytes for each number
-// of its operands against half the time of the product or more.
+// Rows and columns of a product, in the harmonic mean of two, from which on splitting pays: 14 bytes for each number
+// of its operands against two thirds of the time of the product or more. Three more kernels want 10 us of products.
 constexpr std::int64_t kSplitFrom = 256;
+constexpr double kSplitFlops = 5e8;
+constexpr std::size_t kBesideFrom = 5;  // panels, for which a second stream pays
 
 template <class T>
 void check(std::int64_t count, const MatrixView<const T>& W, bool identity, const std::int64_t* order,
@@ -100,7 +102,7 @@ class Sweep {
     if (job_.a != nullptr) {
       job_.sums = scratch_.template get<T>(count_ * n_ * job_.rows);
       blas_ = blas(exec, scratch_);
-      if (plan_.panels.size() > 3) {
+      if (plan_.panels.size() > kBesideFrom) {
         beside_.emplace(exec);
         chain_blas_ = blas(*beside_, scratch_);
       } else {
@@ -195,7 +197,8 @@ class Sweep {
   bool splits(std::size_t panel) const {
     const std::int64_t columns = behind(panel);
     return std::is_same_v<T, float> && job_.a != nullptr && depth(panel) <= kMostPanel &&
-           m_ * columns > kSplitFrom * (m_ + columns);
+           m_ * columns > kSplitFrom * (m_ + columns) &&
+           2.0 * static_cast<double>(count_ * m_ * columns * depth(panel)) > kSplitFlops;
   }
 
   std::int64_t errors_apart(std::size_t panel) const { return kSegments * depth(panel) * job_.rows; }
@@ -208,29 +211,39 @@ class Sweep {
   }
 
   void get_parts() {
-    std::int64_t errors = 0, factor[2] = {};
+    std::int64_t errors = 0, deepest = 0, factor[2] = {};
     for (std::size_t panel = 0; panel + 2 < plan_.panels.size(); ++panel) {
       if (!splits(panel)) continue;
       errors = std::max(errors, errors_apart(panel));
+      deepest = std::max(deepest, depth(panel));
       factor[panel % 2] = std::max(factor[panel % 2], factor_parts(panel).stride);
     }
-    if (errors > 0) errors_ = scratch_.template get<std::uint16_t>(count_ * errors);
-    for (int i = 0; i < 2; ++i)
-      if (factor[i] > 0) factor_[i] = scratch_.template get<std::uint16_t>(count_ * factor[i]);
+    if (errors > 0) {
+      errors_ = scratch_.template get<std::uint16_t>(count_ * errors);
+      up_ = scratch_.template get<float>(count_ * job_.rows);
+    }
+    for (int i = 0; i < 2; ++i) {
+      if (factor[i] == 0) continue;
+      factor_[i] = scratch_.template get<std::uint16_t>(count_ * factor[i]);
+      largest_[i] = scratch_.template get<std::uint32_t>(count_ * deepest);
+    }
   }
 
   void split_factor(std::size_t panel) {
     if constexpr (std::is_same_v<T, float>)
-      split(caller_, Side::right, count_, behind(panel), depth(panel),
-            {factor(plan_.panels[panel + 1] - 1, n_ - 1), n_, n_ * n_}, factor_parts(panel), depth(panel));
+      split_right(caller_, count_, behind(panel), depth(panel),
+                  {factor(plan_.panels[panel + 1] - 1, n_ - 1), n_, n_ * n_}, largest_[panel % 2], factor_parts(panel));
   }
 
-  // The columns of the panel are one piece of memory.
+  // From here on rows of sums may be scaled. Nobody else works on columns behind the panel now; those of the first one
+  // are not set yet.
   void split_errors(std::size_t panel) {
-    const std::int64_t size = depth(panel) * job_.rows;
+    const std::int64_t end = plan_.panels[panel + 1], apart = n_ * job_.rows;
     if constexpr (std::is_same_v<T, float>)
-      split(chain(), Side::left, count_, 1, size, {sums(plan_.panels[panel + 1] - 1), 0, n_ * job_.rows},
-            {errors_, 0, errors_apart(panel)}, size);
+      split_left(chain(), count_, m_, depth(panel), {sums(end - 1), job_.rows, apart}, largest_[panel % 2],
+                 job_.up == nullptr, up_, job_.rows, {{sums(n_ - 1), job_.rows, apart}, panel == 0 ? 0 : behind(panel)},
+                 {errors_, job_.rows, errors_apart(panel)});
+    job_.up = up_;
   }
 
   // C of columns [begin, end) += D R of columns [from, to). The first products of all set C.
@@ -253,6 +266,8 @@ class Sweep {
       QUADRIC_CUDA(solve(chain_blas_, int_of(m_), int_of(range.end - range.begin),
                          factor(range.end - 1, range.end - 1) + i * n_ * n_, int_of(n_), x, int_of(job_.rows)));
     }
+    if constexpr (std::is_same_v<T, float>)
+      if (job_.up != nullptr) unscale_rows(chain(), count_, range.end - range.begin, m_, job_.rows, job_.up, ahead_);
     result.data = ahead_;
     result.end = range.end;
     result.rows = job_.rows;
@@ -301,6 +316,8 @@ class Sweep {
   cublasHandle_t blas_ = nullptr, chain_blas_ = nullptr;
   std::uint16_t* errors_ = nullptr;  // parts of the errors of a panel
   std::uint16_t* factor_[2] = {};    // of the factor, by turns
+  std::uint32_t* largest_[2] = {};   // entries of its rows
+  float* up_ = nullptr;              // scales of the rows of sums, from the first splitting on
   BlockTask<T> task_;
   T* scores_ = nullptr;
   std::uint8_t* kept_ = nullptr;

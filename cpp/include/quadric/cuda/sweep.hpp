@@ -80,7 +80,9 @@ QUADRIC_API void cholesky(const Execution& exec,
                           const double* diagonal,  // n, in sweep order, damping included
                           std::int64_t* pivot);    // 1
 
-// The same for `count` matrices, which stand one after the other; one that fails may become the identity.
+// The same for `count` matrices, which stand one after the other; one that fails may become the identity. Matrices of
+// float32 with 1024 to 8192 rows may take a good 4 GiB of temporary memory for parts of the factors, which products on
+// the tensor cores are made of.
 template <class T>
 QUADRIC_API void cholesky_batch(const Execution& exec, std::int64_t count, std::int64_t n,
                                 T* A,                    // count x n x n
@@ -112,8 +114,8 @@ QUADRIC_API void grid(const Execution& exec,
 
 // The sweep. Cost: m n^2 flops in matrix products of 128 columns or more. A factor of another layout than that of
 // `upper_factor` is copied (n^2 numbers); besides that temporary memory holds m x n sums. The large products of float32
-// run on the tensor cores, by parts of bfloat16 with the error of float32; the parts of 512 columns take 6 KB for each
-// row of W and 12 KB for each column.
+// run on the tensor cores, by parts of float16 with an error up to twice that of float32; the parts of 256 columns take
+// 1.5 KB for each row of W and 3 KB for each column; they are 512 where there are more than 8192.
 template <class T>
 QUADRIC_API void sweep(const Execution& exec,
                        MatrixView<const T> W,    // m x n, any strides
