@@ -17,6 +17,7 @@ from quadric.device import DeviceArray
 
 FLOATS = ("float32", "float64")
 _FLOAT_DTYPES = frozenset(map(np.dtype, FLOATS))
+_STORED = frozenset(map(np.dtype, arrays.STORAGE))
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ def floating(a: Data, name: str) -> None:
 def storage(x: Any, name: str, *, gpu: bool = False) -> Data:
     """Return `x` as an array of a type of :data:`quadric.arrays.STORAGE` without copying it."""
     a = _take(x, name, gpu, bfloat16=True)
-    stored = a.dtype.name in arrays.STORAGE and a.dtype.isnative
+    stored = a.dtype in _STORED
     if not stored or (a.dtype == np.uint16 and not arrays.is_bfloat16(x)):
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
     return a
@@ -256,7 +257,7 @@ def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
 def real(value: Any, name: str, low: float = -np.inf, high: float = np.inf) -> float:
     """Return `value` as a finite float between `low` and `high`, both included."""
     number = _number(value, name)
-    if not (np.isfinite(number) and low <= number <= high):
+    if not (math.isfinite(number) and low <= number <= high):
         wanted = (
             f" and at least {low:g}" if high == np.inf else f" and between {low:g} and {high:g}"
         )
@@ -267,7 +268,7 @@ def real(value: Any, name: str, low: float = -np.inf, high: float = np.inf) -> f
 def positive(value: Any, name: str) -> float:
     """Return `value` as a finite float above 0."""
     number = _number(value, name)
-    if not (np.isfinite(number) and number > 0):
+    if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name} must be finite and above 0, got {number}")
     return number
 

@@ -71,6 +71,8 @@ def converge(
     iterations: np.ndarray,
     anneal: bool,
     measures: np.ndarray | None,
+    converged: np.ndarray | None,
+    wanted: float,
 ) -> None:
     cost = Cost(M, x, y, kind)
     B, n, m = cost.shape
@@ -93,6 +95,9 @@ def converge(
             measures[:, k] = worth(cost.item(k), a[k], b[k], reg, f[k], g[k])
             if not math.isfinite(errors[k]):
                 measures[-1, k] = math.inf
+    if converged is not None:
+        assert converged.dtype == np.bool_
+        converged[...] = measures[-1] <= wanted
 
 
 def worth(

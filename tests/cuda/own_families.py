@@ -143,7 +143,7 @@ def batches(cuda: Any) -> None:
                 omega = np.full(B, np.nan)
                 cuda.transport.converge(
                     *(M, x, y, kind, a, b, 0.5, 1.0, 1.0, omega, tol, 3000),
-                    *(f, g, errors, iterations, False, None, 0),
+                    *(f, g, errors, iterations, False, None, None, 0.0, 0),
                 )
                 assert (errors <= tol).all()
                 assert (iterations > 0).all()
@@ -152,13 +152,14 @@ def batches(cuda: Any) -> None:
                 off = np.abs(rows - a).sum(axis=1) + np.abs(columns - b).sum(axis=1)
                 assert (off <= 3 * tol).all()
                 assert np.isfinite(paid).all()
-                measures = np.full((4, B), np.nan)
+                measures, converged = np.full((4, B), np.nan), np.zeros(B, bool)
                 cuda.transport.converge(
                     *(M, x, y, kind, None, None, 0.1, 1.0, 1.0, None, tol, 3000),
-                    *(f, g, errors, iterations, True, measures, 0),
+                    *(f, g, errors, iterations, True, measures, converged, 1e-3, 0),
                 )
                 assert (errors < 1e-3).all()
                 assert (measures[3] <= errors + tol).all()
+                np.testing.assert_array_equal(converged, measures[3] <= 1e-3)
                 most = max(np.abs(f).max(), np.abs(g).max())
                 assert (np.abs(measures[1] - measures[2]) <= 2 * measures[3] * most + 1e-12).all()
                 cuda.transport.apply_plans(M, x, y, kind, f, g, 0.1, rows, columns, paid, 0)

@@ -192,9 +192,9 @@ def of_rows() -> Iterator[Call]:
 
 
 def of_factors() -> Iterator[Call]:
-    sizes = ((1, 1), (33, 1), (130, 4), (200, 1))
+    sizes = ((1, 1), (33, 1), (130, 4), (200, 1), (1028, 1))
     for t in FLOATS:
-        j, c = [positive(n, t) for n, _ in sizes], np.array([0.9, 1.0, 0.5, 0.95])
+        j, c = [positive(n, t) for n, _ in sizes], np.array([0.9, 1.0, 0.5, 0.95, 1.1])
         v = [normal((k, n), t) for n, k in sizes]
         yield "woodbury.symmetric_product", (j, v, [np.zeros_like(x) for x in v])
         out = [np.zeros_like(x) for x in j]

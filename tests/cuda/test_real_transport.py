@@ -1,9 +1,11 @@
-"""Losses of optimal transport captured in a CUDA graph, on a GPU."""
+"""Losses of optimal transport captured in a CUDA graph, and Newton's large systems, on a GPU."""
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from quadric import backends
 from tests.cuda import real
 
 pytestmark = real.needs_gpu
@@ -42,3 +44,32 @@ def test_captured(cost: Any, n: int, d: int, batch: tuple[int, ...]) -> None:
     replayed = [t.detach().clone() for t in found]
     for got, expected in zip(replayed, step(), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("tol", [1e-6, 1e-9])  # entries in float32, in float64
+def test_curvature_far_below_the_rounding_of_entries(tol: float) -> None:
+    """Two halves that exchange 1e-9 of their mass, and a gradient from one to the other.
+
+    The step is that along the smallest eigenvalue, 1e-9: rounded entries alone move it by 1e-2.
+    """
+    n = 1500  # n^2 > 2^21, from where entries are kept in float32
+    rng = np.random.default_rng(0)
+    S = rng.uniform(0.1, 1, (n, n)) / n
+    half = np.arange(n) < n // 2
+    S[half[:, None] != half] *= 1e-9
+    a, c = S.sum(1), S.sum(0)
+    gradient = np.where(half, 1.0, -1.0) * c
+    gradient -= c * gradient.sum() / c.sum()
+    direction = np.empty(n)
+    starts, columns = np.arange(n + 1) * n, np.tile(np.arange(n, dtype=np.int32), n)
+    newton_direction = backends.resolve("transport.newton_direction", "cuda")
+    newton_direction(starts, columns, S.ravel(), a, c, gradient, 0.0, 0.0, tol, 500, direction, 0)
+
+    # H x = gradient; c c^T fills its null space, and x is orthogonal to c. Rows and columns of
+    # H sum to zero, which gives its diagonal without cancellation.
+    H = -S.T @ (S / a[:, None])
+    np.fill_diagonal(H, 0)
+    np.fill_diagonal(H, -H.sum(0))
+    expected = np.linalg.solve(H + np.outer(c, c) / c.sum(), gradient)
+    direction -= direction @ c / c.sum()
+    np.testing.assert_allclose(direction, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -1,8 +1,6 @@
 // The four arguments (M, x, y, kind) by which every kernel of transport takes a cost.
 #pragma once
 
-#include <vector>
-
 #include "operands.hpp"
 #include "quadric/cuda/transport.hpp"
 
@@ -32,20 +30,23 @@ struct Costs {
     return cost;
   }
 
+  std::int64_t problems() const { return first().size(0); }
+
   template <class T>
-  std::vector<cuda::transport::Cost<T>> all() const {
-    const linalg::BatchView<const T> batch = first().batch<T>();
-    const linalg::BatchView<const T> others = kind == 0 ? linalg::BatchView<const T>{} : y.batch<T>();
-    if (kind != 0 && others.count != batch.count) throw invalid_argument("y must hold as many problems as x");
-    std::vector<cuda::transport::Cost<T>> costs(static_cast<std::size_t>(batch.count));
-    for (std::int64_t p = 0; p < batch.count; ++p) {
-      costs[p].kind = static_cast<cuda::transport::CostKind>(kind);
-      if (kind == 0) {
-        costs[p].M = batch[p];
-      } else {
-        costs[p].x = batch[p];
-        costs[p].y = others[p];
-      }
+  cuda::transport::Costs<T> all() const {
+    cuda::transport::Costs<T> costs;
+    costs.first.kind = static_cast<cuda::transport::CostKind>(kind);
+    if (kind == 0) {
+      const linalg::BatchView<const T> all = M.batch<T>();
+      costs.first.M = all[0];
+      costs.M_stride = all.stride;
+    } else {
+      const linalg::BatchView<const T> points = x.batch<T>(), others = y.batch<T>();
+      if (others.count != points.count) throw invalid_argument("y must hold as many problems as x");
+      costs.first.x = points[0];
+      costs.first.y = others[0];
+      costs.x_stride = points.stride;
+      costs.y_stride = others.stride;
     }
     return costs;
   }

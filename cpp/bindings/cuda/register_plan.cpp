@@ -54,10 +54,9 @@ void apply_plans(const py::object& M_, const py::object& x_, const py::object& y
   by_float(given.first(), [&](auto zero) {
     using T = decltype(zero);
     const auto all = given.all<T>();
-    const auto problems = static_cast<std::int64_t>(all.size());
+    const std::int64_t problems = given.problems(), n = all.first.rows(), m = all.first.cols();
     if (problems == 0) return;
-    const std::int64_t n = all[0].rows(), m = all[0].cols();
-    transport::apply_plans<T>(where.exec(), problems, all.data(), f.block<double>({problems, n}),
+    transport::apply_plans<T>(where.exec(), problems, all, f.block<double>({problems, n}),
                               g.block<double>({problems, m}), reg, rows.mutable_block<double>({problems, n}),
                               columns.mutable_block<double>({problems, m}),
                               transported.mutable_vector<double>(problems));

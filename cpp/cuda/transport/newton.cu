@@ -2,9 +2,15 @@
 //
 // Floor: CG reads S, 12 bytes an entry, twice in an iteration, by rows and by columns: 24 MB for 1e6 entries, 4.4 us
 // from the second-level cache; for 1e5 entries nothing but latency is left. All of CG is one launch whose blocks meet
-// at barriers in device memory, three in an iteration, 1.3 us each: 7 us for 1e5 entries, 11 us for 1e6. Before it the
-// choice of entries, four reads of the list, and a sort by columns (transpose.cu): 60 us for 1e6 entries, of which the
-// launches are most.
+// at barriers in device memory, three in an iteration, 1.3 us each. Measured: 23 us for 1e6 entries of a band, n =
+// 10 000; 291 us for 3e7, n = 100 000, and 227 us with entries in float32. Before it the choice of entries, four reads
+// of the list, and a sort by columns (transpose.cu).
+//
+// From kMixedFrom entries on, where bytes count, S is kept in float32 and all else in float64, 8 bytes an entry, where
+// no residual below kMixedTol is asked for. The masses a and c then get what rounding adds to their rows and columns:
+// the matrix is the Schur complement of a graph's Laplacian whose edges are the entries, and remains one, so a relative
+// change of the edges by 6e-8 changes each quadratic form x^T H x by 6e-8 of itself at most, however small it is.
+// Rounding the entries alone would disturb all eigenvalues below 6e-8 c.
 //
 // Sums are made over rows, columns and fixed ranges of columns, in a fixed order, so neither the order of the blocks
 // nor their number enters. The masses of small entries are added as integers.
@@ -22,11 +28,12 @@ constexpr int kThreads = 256;
 constexpr int kBins = 1 << 14;
 constexpr int kCutThreads = 1024, kEach = kBins / kCutThreads;
 constexpr int kSolverThreads = 1024, kSolverWarps = kSolverThreads / 32;
+constexpr std::int64_t kMixedFrom = std::int64_t{1} << 21;
+constexpr double kMixedTol = 1e-6;
 
 using Count = unsigned long long;
 
-// ---- the choice of entries
-// --------------------------------------------------------------------------------------------
+// ---- the choice of entries -----------------------------------------------------------------------------------------
 
 // Values are binned by their leading bits: exponent and three bits of the mantissa. Of the rest of the mantissa, 49
 // bits, the upper 32 are added up.
@@ -120,10 +127,16 @@ struct List {
 };
 __device__ inline bool kept(double value, double below) { return value >= below && value > 0; }
 
-// A team for each row: how many of its entries are kept; where they stand, column m for the others; 1 / a.
+// Stores the value, and returns what its rounding adds to it.
+template <class Value>
+__device__ __forceinline__ double rounded(double value, Value* to) {
+  *to = static_cast<Value>(value);
+  return static_cast<double>(*to) - value;
+}
+
+// A team for each row: how many of its entries are kept; where they stand, column m for the others.
 __global__ void __launch_bounds__(kThreads)
-    keep_kernel(List list, const Cut* cut, const double* a, std::int64_t* counts, std::int32_t* keys,
-                std::int32_t* row_of, double* inverse_a) {
+    keep_kernel(List list, const Cut* cut, std::int64_t* counts, std::int32_t* keys, std::int32_t* row_of) {
   const std::int64_t thread = blockIdx.x * static_cast<std::int64_t>(kThreads) + threadIdx.x;
   const std::int64_t i = thread / list.lanes;
   const int lane = static_cast<int>(thread % list.lanes);
@@ -140,15 +153,14 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   count = team_sum(count, list.lanes);
-  if (i < list.n && lane == 0) {
-    counts[i] = count;
-    inverse_a[i] = 1 / a[i];
-  }
+  if (i < list.n && lane == 0) counts[i] = count;
 }
 
-// The kept entries row by row, in their order.
+// The kept entries row by row, in their order, and 1 / a.
+template <class Value>
 __global__ void __launch_bounds__(kThreads)
-    pack_kernel(List list, const Cut* cut, const std::int64_t* starts, std::int32_t* columns, double* values) {
+    pack_kernel(List list, const Cut* cut, const double* a, const std::int64_t* starts, std::int32_t* columns,
+                Value* values, double* inverse_a) {
   const std::int64_t thread = blockIdx.x * static_cast<std::int64_t>(kThreads) + threadIdx.x;
   const std::int64_t i = thread / list.lanes;
   const int lane = static_cast<int>(thread % list.lanes), first_lane = threadIdx.x % 32 - lane;
@@ -158,6 +170,7 @@ __global__ void __launch_bounds__(kThreads)
   const bool mine = i < list.n;
   const std::int64_t end = mine ? list.starts[i + 1] : 0;
   std::int64_t k = (mine ? list.starts[i] : 0) + lane, to = mine ? starts[i] : 0;
+  double added = 0;
   for (; __any_sync(kAllLanes, k - lane < end); k += list.lanes) {
     const double value = k < end ? list.values[k] : 0.0;
     const bool stays = kept(value, below);
@@ -165,34 +178,47 @@ __global__ void __launch_bounds__(kThreads)
     if (stays) {
       const std::int64_t at = to + __popc(all & before);
       columns[at] = list.columns[k];
-      values[at] = value;
+      added += rounded(value, values + at);
     }
     to += __popc(all & team);
   }
+  added = team_sum(added, list.lanes);
+  if (mine && lane == 0) inverse_a[i] = 1 / (a[i] + added);
 }
 
+// The same by columns, with c in place of 1 / a; a team has `lanes` lanes.
+template <class Value>
 __global__ void __launch_bounds__(kThreads)
-    pack_columns_kernel(List list, Transposed transposed, const std::int32_t* row_of, std::int32_t* rows,
-                        double* values) {
-  const std::int64_t at = blockIdx.x * static_cast<std::int64_t>(kThreads) + threadIdx.x;
-  if (at >= transposed.starts[list.m]) return;
-  const std::int64_t k = transposed.order[at];
-  rows[at] = row_of[k];
-  values[at] = list.values[k];
+    pack_columns_kernel(List list, Transposed transposed, int lanes, const double* c, const std::int32_t* row_of,
+                        std::int32_t* rows, Value* values, double* c_of_packed) {
+  const std::int64_t thread = blockIdx.x * static_cast<std::int64_t>(kThreads) + threadIdx.x;
+  const std::int64_t j = thread / lanes;
+  const int lane = static_cast<int>(thread % lanes);
+  const bool mine = j < list.m;
+  const std::int64_t end = mine ? transposed.starts[j + 1] : 0;
+  double added = 0;
+#pragma unroll 4
+  for (std::int64_t at = (mine ? transposed.starts[j] : 0) + lane; at < end; at += lanes) {
+    const std::int64_t k = transposed.order[at];
+    rows[at] = row_of[k];
+    added += rounded(list.values[k], values + at);
+  }
+  added = team_sum(added, lanes);
+  if (mine && lane == 0) c_of_packed[j] = c[j] + added;
 }
 
-// ---- conjugate gradients
-// ----------------------------------------------------------------------------------------------
+// ---- conjugate gradients -------------------------------------------------------------------------------------------
 
+template <class Value>
 struct System {
   std::int64_t n, m;
   // S by rows and by columns.
   const std::int64_t* row_starts;
   const std::int32_t* columns;
-  const double* row_values;
+  const Value* row_values;
   const std::int64_t* column_starts;
   const std::int32_t* rows;
-  const double* column_values;
+  const Value* column_values;
   const double *inverse_a, *c, *gradient;
   double2* zp;  // m: z, and the p before it
   double* t;    // n: diag(1 / a) S p
@@ -229,8 +255,8 @@ __device__ double total(const double* parts, std::int64_t count, double* room) {
 }
 
 // sum over [begin, end) of values_k of(indices_k), by the lanes of a team.
-template <class Of>
-__device__ __forceinline__ double gather(const double* values, const std::int32_t* indices, std::int64_t begin,
+template <class Value, class Of>
+__device__ __forceinline__ double gather(const Value* values, const std::int32_t* indices, std::int64_t begin,
                                          std::int64_t end, int lane, int lanes, const Of& of) {
   double sum = 0;
 #pragma unroll 4
@@ -239,8 +265,8 @@ __device__ __forceinline__ double gather(const double* values, const std::int32_
 }
 
 // t = diag(1 / a) S p, p_j = of(j).
-template <class Of>
-__device__ void multiply_rows(const System& s, int lanes, const Of& of) {
+template <class Value, class Of>
+__device__ void multiply_rows(const System<Value>& s, int lanes, const Of& of) {
   const int lane = threadIdx.x % lanes, teams = kSolverThreads / lanes;
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * teams;
   for (std::int64_t first = blockIdx.x * static_cast<std::int64_t>(teams); first < s.n; first += step) {
@@ -257,8 +283,8 @@ __device__ void multiply_rows(const System& s, int lanes, const Of& of) {
 struct Two {
   double first, second;
 };
-template <bool kSquared, class Of>
-__device__ void multiply_columns(const System& s, int lanes, double* parts, double* others,
+template <bool kSquared, class Value, class Of>
+__device__ void multiply_columns(const System<Value>& s, int lanes, double* parts, double* others,
                                  double (*room)[2 * kSolverWarps], const Of& of) {
   const int lane = threadIdx.x % lanes, teams = kSolverThreads / lanes;
   const std::int64_t ranges = (s.m + teams - 1) / teams;
@@ -270,8 +296,10 @@ __device__ void multiply_columns(const System& s, int lanes, double* parts, doub
     double sum;
     if constexpr (kSquared) {
       sum = 0;
-      for (std::int64_t k = begin + lane; k < end; k += lanes)
-        sum += s.column_values[k] * s.column_values[k] * s.inverse_a[s.rows[k]];
+      for (std::int64_t k = begin + lane; k < end; k += lanes) {
+        const double value = s.column_values[k];
+        sum += value * value * s.inverse_a[s.rows[k]];
+      }
       sum = team_sum(sum, lanes);
     } else {
       sum = gather(s.column_values, s.rows, begin, end, lane, lanes, [&](std::int32_t i) { return s.t[i]; });
@@ -297,7 +325,8 @@ __device__ void multiply_columns(const System& s, int lanes, double* parts, doub
   }
 }
 
-__global__ void __launch_bounds__(kSolverThreads, 1) solve_kernel(System s) {
+template <class Value>
+__global__ void __launch_bounds__(kSolverThreads, 1) solve_kernel(System<Value> s) {
   static_assert(kSolverWarps == 32);
   __shared__ double room[kSolverWarps];
   __shared__ double halves[2][2 * kSolverWarps];
@@ -386,20 +415,13 @@ __global__ void __launch_bounds__(kSolverThreads, 1) solve_kernel(System s) {
   s.report->predicted = predicted;
 }
 
-}  // namespace
-
-NewtonReport newton_direction(const Execution& exec, const SparseView& pattern, std::int64_t entries,
-                              const double* values, const double* a, const double* c, const double* gradient,
-                              double* direction, const NewtonOptions& options) {
-  QUADRIC_REQUIRE(options.shift >= 0, "shift must not be negative");
-  QUADRIC_REQUIRE(options.drop >= 0, "drop must not be negative");
+// The direction; values of S are kept as Value from here on.
+template <class Value>
+NewtonReport direction_of(const Execution& exec, const SparseView& pattern, std::int64_t entries, const double* values,
+                          const double* a, const double* c, const double* gradient, double* direction,
+                          const NewtonOptions& options) {
   const cudaStream_t on = stream(exec);
   const std::int64_t n = pattern.rows, m = pattern.cols;
-  NewtonReport report;
-  if (n == 0 || m == 0) {
-    if (m > 0) QUADRIC_CUDA(cudaMemsetAsync(direction, 0, static_cast<std::size_t>(m) * sizeof(double), on));
-    return report;
-  }
   Scratch scratch(exec);
 
   auto* const bins = scratch.get<Count>(2 * kBins);
@@ -419,23 +441,23 @@ NewtonReport newton_direction(const Execution& exec, const SparseView& pattern, 
   auto* const keys = scratch.get<std::int32_t>(entries);
   auto* const row_of = scratch.get<std::int32_t>(entries);
   auto* const columns = scratch.get<std::int32_t>(entries);
-  auto* const row_values = scratch.get<double>(entries);
+  auto* const row_values = scratch.get<Value>(entries);
   auto* const rows = scratch.get<std::int32_t>(entries);
-  auto* const column_values = scratch.get<double>(entries);
+  auto* const column_values = scratch.get<Value>(entries);
   auto* const inverse_a = scratch.get<double>(n);
-  keep_kernel<<<row_blocks, kThreads, 0, on>>>(list, cut, a, row_starts, keys, row_of, inverse_a);
+  auto* const c_of_packed = scratch.get<double>(m);
+  keep_kernel<<<row_blocks, kThreads, 0, on>>>(list, cut, row_starts, keys, row_of);
   QUADRIC_CUDA_LAUNCHED();
   scan(exec, row_starts, n, row_starts);
-  pack_kernel<<<row_blocks, kThreads, 0, on>>>(list, cut, row_starts, columns, row_values);
+  pack_kernel<<<row_blocks, kThreads, 0, on>>>(list, cut, a, row_starts, columns, row_values, inverse_a);
   QUADRIC_CUDA_LAUNCHED();
   const Transposed transposed = transpose(exec, scratch, keys, entries, m);
-  if (entries > 0) {
-    pack_columns_kernel<<<blocks_for(entries, kThreads), kThreads, 0, on>>>(list, transposed, row_of, rows,
-                                                                            column_values);
-    QUADRIC_CUDA_LAUNCHED();
-  }
+  const int column_lanes = lanes_for(entries, m);
+  pack_columns_kernel<<<blocks_for(m * column_lanes, kThreads), kThreads, 0, on>>>(
+      list, transposed, column_lanes, c, row_of, rows, column_values, c_of_packed);
+  QUADRIC_CUDA_LAUNCHED();
 
-  System s{};
+  System<Value> s{};
   s.n = n;
   s.m = m;
   s.row_starts = row_starts;
@@ -445,7 +467,7 @@ NewtonReport newton_direction(const Execution& exec, const SparseView& pattern, 
   s.rows = rows;
   s.column_values = column_values;
   s.inverse_a = inverse_a;
-  s.c = c;
+  s.c = c_of_packed;
   s.gradient = gradient;
   s.zp = scratch.get<double2>(m);
   s.t = scratch.get<double>(n);
@@ -468,11 +490,29 @@ NewtonReport newton_direction(const Execution& exec, const SparseView& pattern, 
   const auto blocks = static_cast<unsigned>(
       std::clamp<std::int64_t>((work + kSolverThreads - 1) / kSolverThreads, 1, multiprocessors()));
   void* arguments[] = {&s};
-  QUADRIC_CUDA(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(&solve_kernel), dim3(blocks),
+  QUADRIC_CUDA(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(&solve_kernel<Value>), dim3(blocks),
                                            dim3(kSolverThreads), arguments, 0, on));
+  NewtonReport report;
   QUADRIC_CUDA(cudaMemcpyAsync(&report, s.report, sizeof report, cudaMemcpyDeviceToHost, on));
   QUADRIC_CUDA(cudaStreamSynchronize(on));
   return report;
+}
+
+}  // namespace
+
+NewtonReport newton_direction(const Execution& exec, const SparseView& pattern, std::int64_t entries,
+                              const double* values, const double* a, const double* c, const double* gradient,
+                              double* direction, const NewtonOptions& options) {
+  QUADRIC_REQUIRE(options.shift >= 0, "shift must not be negative");
+  QUADRIC_REQUIRE(options.drop >= 0, "drop must not be negative");
+  if (pattern.rows == 0 || pattern.cols == 0) {
+    const auto bytes = static_cast<std::size_t>(pattern.cols) * sizeof(double);
+    if (bytes > 0) QUADRIC_CUDA(cudaMemsetAsync(direction, 0, bytes, stream(exec)));
+    return {};
+  }
+  const bool mixed = entries >= kMixedFrom && options.tol >= kMixedTol;
+  return (mixed ? direction_of<float> : direction_of<double>)(exec, pattern, entries, values, a, c, gradient, direction,
+                                                              options);
 }
 
 }  // namespace quadric::cuda::transport

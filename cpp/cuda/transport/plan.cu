@@ -484,43 +484,27 @@ void plan(const Execution& exec, const Cost<T>& cost, const double* f, const dou
 }
 
 template <class T>
-void apply_plans(const Execution& exec, std::int64_t problems, const Cost<T>* cost, const double* f, const double* g,
+void apply_plans(const Execution& exec, std::int64_t problems, const Costs<T>& cost, const double* f, const double* g,
                  double reg, double* rows, double* columns, double* transported) {
   QUADRIC_REQUIRE(reg > 0, "reg must be positive");
   if (problems == 0) return;
-  for (std::int64_t k = 0; k < problems; ++k) check(cost[k]);
-  const Source<T> s = source_of(cost[0]);
+  check(cost.first);
+  const CostKind kind = cost.first.kind;
+  const Source<T> s = source_of(cost.first);
   if (s.n == 0 || s.m == 0) {
     zero(exec, rows, problems * s.n);
     zero(exec, columns, problems * s.m);
     return zero(exec, transported, problems);
   }
-  // Problems that lie equally far apart go together.
-  Strides strides{0, 0, 0};
-  if (problems > 1) {
-    const Source<T> next = source_of(cost[1]);
-    strides = {next.M - s.M, next.x - s.x, next.y - s.y};
-  }
-  bool even = true;
-  for (std::int64_t k = 1; k < problems; ++k) {
-    const Source<T> other = source_of(cost[k]);
-    even = even && other.M == s.M + k * strides.M && other.x == s.x + k * strides.x && other.y == s.y + k * strides.y;
-  }
+  Scratch scratch(exec);
   const double kappa = kBits / reg;
-  const auto run = [&](std::int64_t first, std::int64_t count) {
-    Scratch scratch(exec);
-    const Source<T> from = source_of(cost[first]);
-    const double *u = f + first * s.n, *v = g + first * s.m;
-    double *r = rows + first * s.n, *c = columns + first * s.m, *t = transported + first;
-    if (by_columns(from, cost[first].kind)) {  // P^T, so that reads go along memory
-      sums(exec, scratch, count, cost[first].kind, transposed(from), Strides{strides.M, strides.y, strides.x}, v, u,
-           kappa, c, r, t);
-    } else {
-      sums(exec, scratch, count, cost[first].kind, from, strides, u, v, kappa, r, c, t);
-    }
-  };
-  if (even) return run(0, problems);
-  for (std::int64_t k = 0; k < problems; ++k) run(k, 1);
+  const Strides strides{cost.M_stride, cost.x_stride, cost.y_stride};
+  if (by_columns(s, kind)) {  // P^T, so that reads go along memory
+    sums(exec, scratch, problems, kind, transposed(s), Strides{strides.M, strides.y, strides.x}, g, f, kappa, columns,
+         rows, transported);
+  } else {
+    sums(exec, scratch, problems, kind, s, strides, f, g, kappa, rows, columns, transported);
+  }
 }
 
 template <class T>
@@ -530,7 +514,7 @@ void apply_plan(const Execution& exec, const Cost<T>& cost, const double* f, con
   QUADRIC_REQUIRE(reg > 0, "reg must be positive");
   const std::int64_t n = cost.rows(), m = cost.cols(), k = V.cols;
   QUADRIC_REQUIRE(k == 0 || V.rows == m, "V must have a row for each column of the cost");
-  apply_plans(exec, 1, &cost, f, g, reg, rows, columns, transported);
+  apply_plans(exec, 1, Costs<T>{cost}, f, g, reg, rows, columns, transported);
   if (k == 0 || n == 0) return;
   if (m == 0) return zero(exec, out, n * k);
   QUADRIC_REQUIRE(std::max(m, k) < std::numeric_limits<int>::max(), "V must have fewer than 2^31 - 1 rows and columns");
@@ -572,14 +556,14 @@ void point_gradient(const Execution& exec, const Cost<T>& cost, const double* f,
   QUADRIC_CUDA_LAUNCHED();
 }
 
-#define QUADRIC_INSTANTIATE(T)                                                                                        \
-  template QUADRIC_API void plan(const Execution&, const Cost<T>&, const double*, const double*, double,              \
-                                 MatrixView<T>);                                                                      \
-  template QUADRIC_API void apply_plans(const Execution&, std::int64_t, const Cost<T>*, const double*, const double*, \
-                                        double, double*, double*, double*);                                           \
-  template QUADRIC_API void apply_plan(const Execution&, const Cost<T>&, const double*, const double*, double,        \
-                                       MatrixView<const double>, double*, double*, double*, double*);                 \
-  template QUADRIC_API void point_gradient(const Execution&, const Cost<T>&, const double*, const double*, double,    \
+#define QUADRIC_INSTANTIATE(T)                                                                                         \
+  template QUADRIC_API void plan(const Execution&, const Cost<T>&, const double*, const double*, double,               \
+                                 MatrixView<T>);                                                                       \
+  template QUADRIC_API void apply_plans(const Execution&, std::int64_t, const Costs<T>&, const double*, const double*, \
+                                        double, double*, double*, double*);                                            \
+  template QUADRIC_API void apply_plan(const Execution&, const Cost<T>&, const double*, const double*, double,         \
+                                       MatrixView<const double>, double*, double*, double*, double*);                  \
+  template QUADRIC_API void point_gradient(const Execution&, const Cost<T>&, const double*, const double*, double,     \
                                            double*);
 QUADRIC_INSTANTIATE(float)
 QUADRIC_INSTANTIATE(double)

@@ -1,9 +1,7 @@
 // Passes from points: what is made once for all passes, and which kernels do them.
 //
-// Floors of a pass over n m pairs, float32, d = 3, n = m = 50 000: one exponential each at 16 per cycle and
-// multiprocessor, 0.6 ms to 0.68 ms. Two evaluations cost twice that, so that points_once.cu keeps the exponentials in
-// registers from the sums of the rows to those of the columns where they fit; points_twice.cu takes the rest, and
-// points_tensor.cu products of more than 8 coordinates.
+// Every pair is evaluated twice, for the sums of the rows and for those of the columns. Float32 products go to the
+// tensor cores: of up to 8 coordinates in points_short.cu, of more in points_tensor.cu; points_twice.cu takes the rest.
 #include "transport/points.cuh"
 
 #include <cuda_fp16.h>
@@ -92,6 +90,75 @@ __global__ void split(Raw<float> raw, double scale, std::int64_t padded_count, s
   }
 }
 
+// The power of two that brings x and y to the same size: x 2^-e, y 2^e.
+__device__ __forceinline__ int balance(const int* largest, double scale) {
+  const double x = static_cast<double>(__int_as_float(largest[0])),
+               y = scale * static_cast<double>(__int_as_float(largest[1]));
+  return x > 0 && y > 0 && x < INFINITY && y < INFINITY ? (ilogb(x) - ilogb(y)) / 2 : 0;
+}
+
+// Coordinate x of a short point, times scale 2^exponent, as two float16.
+struct Parts {
+  __half upper, lower;
+
+  __device__ __forceinline__ Parts(float x, double scale, int exponent) {
+    const double scaled = ldexp(scale * static_cast<double>(x), exponent);
+    upper = half_within(static_cast<float>(scaled));
+    lower = half_within(static_cast<float>(scaled - static_cast<double>(__half2float(upper))));
+  }
+  __device__ __forceinline__ double sum() const {
+    return static_cast<double>(__half2float(upper)) + static_cast<double>(__half2float(lower));
+  }
+};
+
+// Words of short points, a thread for one. Those of G and shift begin as nothing.
+__global__ void make_words(Raw<float> raw, double scale, std::int64_t padded_count, const int* largest, bool columns,
+                           std::uint32_t* words) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  const int d = static_cast<int>(raw.d), steps = short_steps(d), each = short_words(steps);
+  const std::int64_t all = raw.problems * padded_count * each;
+  for (std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; at < all; at += step) {
+    const int word = static_cast<int>(at % each);
+    const std::int64_t point = at / each, i = point % padded_count, p = point / padded_count;
+    const int exponent = balance(largest + 2 * p, scale);
+    const bool lesser = word >= lesser_word(steps);
+    std::uint32_t both = 0;
+    for (int half = 0; half < 2; ++half) {
+      const int k = lesser ? word - lesser_word(steps) : 2 * word + half;
+      __half value = __float2half_rn(0);
+      if (!lesser && word >= G_word(steps)) {
+        if (word == (columns ? shift_word(steps) : G_word(steps))) value = __float2half_rn(kPotentialUnit);
+      } else if (i < raw.count && k < d) {
+        const Parts parts(raw.data[p * raw.problem + i * raw.row + k], columns ? scale : 1,
+                          columns ? exponent : -exponent);
+        // Upper, lower of the rows meet lower, upper of the columns.
+        value = lesser && half == (columns ? 0 : 1) ? parts.lower : parts.upper;
+      }
+      both |= static_cast<std::uint32_t>(__half_as_ushort(value)) << 16 * half;
+    }
+    words[p * padded_count * each + word_place(i, word, steps)] = both;
+  }
+}
+
+// kappa |x_i|^2 of short points; a thread for a point. Of the numbers that the words hold, so that exponents are those
+// of slightly other points: an error of x counts times |x - y| then, not times |y|.
+__global__ void short_offsets(Raw<float> raw, double kappa, const int* largest, bool columns, double* out) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; at < raw.problems * raw.count;
+       at += step) {
+    const std::int64_t p = at / raw.count;
+    const float* const point = raw.data + p * raw.problem + at % raw.count * raw.row;
+    const int exponent = balance(largest + 2 * p, 2 * kappa);
+    double sum = 0;
+    for (std::int64_t k = 0; k < raw.d; ++k) {
+      const Parts parts(point[k], columns ? 2 * kappa : 1, columns ? exponent : -exponent);
+      const double x = ldexp(parts.sum(), columns ? -exponent : exponent);
+      sum += x * x;
+    }
+    out[at] = sum * (columns ? 0.25 / kappa : kappa);
+  }
+}
+
 template <class T>
 Raw<T> raw_x(const Batch<T>& cost) {
   return {cost.x, cost.x_problem, cost.x_row, cost.problems, cost.n, cost.d};
@@ -108,11 +175,13 @@ void make(const Execution& exec, const Points<T>& points, const Batch<T>& cost, 
   const auto side = [&](const Side<T>& side, const Raw<T>& raw, double factor, int which) {
     const std::int64_t all = raw.problems * side.padded_count;
     if constexpr (sizeof(T) == 4) {
-      if (by_tensor_cores<T>(cost.kind, cost.d)) {
+      const bool few = short_points(cost);
+      if (few || by_tensor_cores<T>(cost.kind, cost.d)) {
         const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>(raw.count * raw.d >> 12, 1, 512)),
                         static_cast<unsigned>(std::min(raw.problems, kMostBlocks)));
         find_largest<<<grid, kThreads, 0, stream(exec)>>>(raw, which, points.largest);
         QUADRIC_CUDA_LAUNCHED();
+        if (few) return;
         split<<<blocks_for(all * points.half_depth), kThreads, 0, stream(exec)>>>(
             raw, factor, side.padded_count, points.half_depth, points.largest, which,
             const_cast<std::uint16_t*>(side.parts));
@@ -129,6 +198,30 @@ void make(const Execution& exec, const Points<T>& points, const Batch<T>& cost, 
     QUADRIC_CUDA(cudaMemsetAsync(points.largest, 0, 2 * cost.problems * sizeof(int), stream(exec)));
   side(points.x, raw_x(cost), 1, 0);
   side(points.y, raw_y(cost), scale, 1);
+  if constexpr (sizeof(T) == 4) {
+    if (short_points(cost)) {
+      const auto words = [&](const Side<T>& side, const Raw<T>& raw, bool columns) {
+        const std::int64_t all = raw.problems * side.padded_count * short_words(short_steps(cost.d));
+        make_words<<<blocks_for(all), kThreads, 0, stream(exec)>>>(raw, scale, side.padded_count, points.largest,
+                                                                   columns, side.words);
+        QUADRIC_CUDA_LAUNCHED();
+      };
+      words(points.x, raw_x(cost), false);
+      words(points.y, raw_y(cost), true);
+      QUADRIC_CUDA(
+          cudaMemsetAsync(points.arrived, 0, cost.problems * short_blocks(cost.n) * sizeof(int), stream(exec)));
+      if (cost.kind == CostKind::sqeuclidean) {
+        const auto square = [&](const Raw<T>& raw, bool columns, double* out) {
+          short_offsets<<<blocks_for(raw.problems * raw.count), kThreads, 0, stream(exec)>>>(raw, kappa, points.largest,
+                                                                                             columns, out);
+          QUADRIC_CUDA_LAUNCHED();
+        };
+        square(raw_x(cost), false, points.row_offset);
+        square(raw_y(cost), true, points.column_offset);
+        return;
+      }
+    }
+  }
   const bool squares = cost.kind == CostKind::sqeuclidean;
   if (form == PointForm::product) {
     offsets<T><<<blocks_for(cost.problems * cost.n), kThreads, 0, stream(exec)>>>(raw_x(cost), kappa, squares,
@@ -152,8 +245,8 @@ PointPlan plan_points(const Execution& exec, Scratch& scratch, const Batch<T>& c
   make(exec, points, cost, kappa);
   PointPlan plan;
   if constexpr (sizeof(T) == 4) {
-    if (points_once_fits(cost))
-      plan.slots = points_once_slots(cost);
+    if (short_points(cost))
+      plan.slots = points_short_slots(cost);
     else if (by_tensor_cores<T>(cost.kind, cost.d))
       plan.slots = points_tensor_slots(cost);
   }
@@ -167,7 +260,7 @@ template <class T>
 void points_pass(const Execution& exec, const PointPlan& plan, const Pass<T>& pass) {
   const Points<T> points = points_at<T>(plan.work, pass.cost);
   if constexpr (sizeof(T) == 4) {
-    if (points_once_fits(pass.cost)) return points_once(exec, points, pass);
+    if (short_points(pass.cost)) return points_short(exec, points, pass);
     if (by_tensor_cores<T>(pass.cost.kind, pass.cost.d)) return points_tensor(exec, points, pass);
   }
   points_twice(exec, points, pass);

@@ -8,10 +8,10 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "early.cuh"
 #include "require.hpp"
 #include "transport/async.cuh"
 #include "transport/batch.hpp"
-#include "transport/launch.hpp"
 #include "transport/options.hpp"
 #include "transport/pass.cuh"
 
@@ -364,7 +364,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 template <class T>
-void sinkhorn(const Execution& exec, std::int64_t problems, const Cost<T>* cost, const double* a, const double* b,
+void sinkhorn(const Execution& exec, std::int64_t problems, const Costs<T>& cost, const double* a, const double* b,
               const double* omega, double* f, double* g, double* errors, const SinkhornOptions& options) {
   quadric::transport::detail::check_options(options);
   if (problems == 0) return;
@@ -439,8 +439,8 @@ void sinkhorn(const Execution& exec, std::int64_t problems, const Cost<T>* cost,
   QUADRIC_CUDA_LAUNCHED();
 }
 
-#define QUADRIC_INSTANTIATE(T)                                                                                     \
-  template QUADRIC_API void sinkhorn(const Execution&, std::int64_t, const Cost<T>*, const double*, const double*, \
+#define QUADRIC_INSTANTIATE(T)                                                                                      \
+  template QUADRIC_API void sinkhorn(const Execution&, std::int64_t, const Costs<T>&, const double*, const double*, \
                                      const double*, double*, double*, double*, const SinkhornOptions&);
 QUADRIC_INSTANTIATE(float)
 QUADRIC_INSTANTIATE(double)

@@ -37,6 +37,8 @@ struct Task {
   double* seen = nullptr;  // problems x kSeen
   bool anneal = false;
   double* measures = nullptr;  // kMeasures x problems
+  bool* converged = nullptr;   // problems
+  double wanted = 0;
 };
 
 // Where the arrays of a problem lie in shared memory, in bytes.
@@ -298,6 +300,7 @@ class Solver {
     const double values[kMeasures] = {costs.error, linear.error / kappa_ - entropy, linear.other / kappa_ - entropy,
                                       sound ? off.error : static_cast<double>(INFINITY)};
     for (int k = 0; k < kMeasures; ++k) task_.measures[k * task_.cost.problems + p_] = values[k];
+    if (task_.converged != nullptr) task_.converged[p_] = values[kMeasures - 1] <= task_.wanted;
   }
 
   // The error in the end. All decisions are the same in all threads. There is one call of `iterate`, because all of it
@@ -810,12 +813,13 @@ bool converges(CostKind, std::int64_t n, std::int64_t m, std::int64_t d, int ite
 }
 
 template <class T>
-void converge(const Execution& exec, std::int64_t problems, const Cost<T>* cost, const double* a, const double* b,
+void converge(const Execution& exec, std::int64_t problems, const Costs<T>& cost, const double* a, const double* b,
               const double* omega, double* f, double* g, double* errors, std::int64_t* iterations,
               const ConvergeOptions& options) {
   quadric::transport::detail::check_options(options);
   QUADRIC_REQUIRE(options.measures == nullptr || (options.theta_a == 1 && options.theta_b == 1),
                   "measures are those of balanced problems");
+  QUADRIC_REQUIRE(options.converged == nullptr || options.measures != nullptr, "converged needs measures");
   if (problems == 0) return;
   QUADRIC_REQUIRE(problems < std::int64_t{1} << 31, "cost has too many problems for one call");
   Scratch scratch(exec);
@@ -839,6 +843,8 @@ void converge(const Execution& exec, std::int64_t problems, const Cost<T>* cost,
   task.iterations = iterations;
   task.anneal = options.anneal;
   task.measures = options.measures;
+  task.converged = options.converged;
+  task.wanted = options.wanted;
   task.kept = scratch.get<double>(problems * (2 * (n + m) + kSeen));
   task.seen = task.kept + problems * 2 * (n + m);
   if constexpr (sizeof(T) == 4) {
@@ -856,8 +862,8 @@ void converge(const Execution& exec, std::int64_t problems, const Cost<T>* cost,
   }
 }
 
-#define QUADRIC_INSTANTIATE(T)                                                                                     \
-  template QUADRIC_API void converge(const Execution&, std::int64_t, const Cost<T>*, const double*, const double*, \
+#define QUADRIC_INSTANTIATE(T)                                                                                      \
+  template QUADRIC_API void converge(const Execution&, std::int64_t, const Costs<T>&, const double*, const double*, \
                                      const double*, double*, double*, double*, std::int64_t*, const ConvergeOptions&);
 QUADRIC_INSTANTIATE(float)
 QUADRIC_INSTANTIATE(double)

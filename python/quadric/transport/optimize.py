@@ -21,7 +21,6 @@ _COARSE = 3e-2  # share of the mass that the error may have on the way
 _STEPS = 10  # iterations on the way, where there are not few enough entries for Newton
 _TRIAL = 60  # Sinkhorn iterations after which "auto" asks whether Newton would be faster
 _AFFORDABLE = 300  # Sinkhorn iterations that are no slower than Newton on a list of all entries
-PATIENCE = 2000  # iterations on small problems of a GPU, which are quick, before Newton's method
 _SPARSE = 0.3  # share of the entries that may count for Newton to work on a list of them
 _MEMORY = 2**23  # entries of such a list, of 50 bytes each, where there is no larger matrix
 _CLOSE = 0.5  # share of the mass: a warm start with a larger error starts from the beginning
@@ -125,7 +124,7 @@ def optimize(
         if method in ("auto", "sinkhorn") and small.fits(cost):
             state, levels = _begin(sinkhorn, reg, warm_start)
             coarse = max(tol, _COARSE * float(a.sum(axis=1).min()))
-            options = {"steps": _STEPS, "most": PATIENCE if sparse else max_iter}
+            options = {"steps": _STEPS, "most": small.PATIENCE if sparse else max_iter}
             small.solve(sinkhorn, state, levels, reg, tol, omega, coarse=coarse, **options)
             if sparse and not (state.error <= tol).all():
                 # What is left is small, and hard: Newton's many short steps are for the CPU.

@@ -205,7 +205,7 @@ def build(
     elif min(rho) == math.inf and not (uniform and n == m):
         b_ = equal_mass(a_, b_, max(eps_a, eps_b), ": normalize=True divides each by its sum")
     if rows < B:
-        a_, b_ = np.broadcast_to(a_, (B, n)), np.broadcast_to(b_, (B, m))
+        a_, b_ = _repeated(a_, B), _repeated(b_, B)
     # A wrong name is refused before any work.
     backends.resolve("transport.sinkhorn", backend, on=cost.array)
     workers = threads.resolve(n_threads, cost.array)
@@ -273,6 +273,15 @@ def _masses(
         return np.full(shape, 1 / shape[1]), _ROUNDING[np.dtype(np.float64)]
     w, rounding = masses(x, name, shape if batched else shape[1:])
     return w.reshape(shape), rounding
+
+
+def _repeated(row: np.ndarray, count: int) -> np.ndarray:
+    """Return a contiguous row, (1, n), as (count, n) in its memory; read-only."""
+    result: np.ndarray = np.ndarray(
+        (count, row.shape[1]), row.dtype, row, strides=(0, row.itemsize)
+    )
+    result.flags.writeable = False
+    return result
 
 
 def penalties(unbalanced: Unbalanced) -> tuple[float, float]:

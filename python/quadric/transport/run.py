@@ -182,33 +182,33 @@ def _until(problem: Problem, start: Pair | None, options: _Options) -> _Found:
 
     The solver sees the error of the kernel that iterates, which may round otherwise.
     """
-    from quadric.transport.optimize import PATIENCE, optimize
-
-    theta_a, theta_b = (1.0 if r == math.inf else r / (r + problem.reg) for r in problem.rho)
-    iterations = np.zeros(len(problem.a), np.int64)
     left, histories = options.max_iter, []
     least = float(options.tol.min())
     suits = options.check is not None or small.suits(problem, options.method, options.tol)
     if start is None and suits:
-        most = PATIENCE if options.method == "auto" else None
+        most = small.PATIENCE if options.method == "auto" else None
         whole = small.whole(
             problem, least, options.omega, left, most=most, progress=options.progress
         )
-        iterations += whole.iterations
+        iterations = whole.iterations
         histories.append(whole.history)
         if left is not None:
             left -= int(iterations.max())
-        reached = (whole.measures.marginal_error <= options.tol).all()
+        outputs = whole.outputs
+        reached = outputs is not None or (whole.measures.marginal_error <= options.tol).all()
         if not reached and options.check is not None:
             options.check()
         if reached or (left is not None and left <= 0):
-            return _Found(
-                *(whole.f, whole.g, whole.measures, iterations, whole.history, "sinkhorn"),
-                whole.outputs if reached else None,
-            )
+            found = (whole.f, whole.g, whole.measures, iterations, whole.history, "sinkhorn")
+            return _Found(*found, outputs)
         f, g = whole.f.host(), whole.g.host()
         if np.isfinite(f).all() and np.isfinite(g).all():
             start = f, g
+    else:
+        iterations = np.zeros(len(problem.a), np.int64)
+    from quadric.transport.optimize import optimize
+
+    theta_a, theta_b = (1.0 if r == math.inf else r / (r + problem.reg) for r in problem.rho)
     for tol in (least, least / 2, least / 8):
         outcome = optimize(
             problem.cost,

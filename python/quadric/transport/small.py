@@ -17,8 +17,10 @@ from quadric.transport.history import MANY, Progress, Recorder
 from quadric.transport.problem import Measures, Problem
 from quadric.transport.relaxation import Sinkhorn, State
 
+PATIENCE = 2000  # iterations, which are quick here, before Newton's method
 _INSIDE = 0.75  # of the tolerance: the plan of the result is rounded otherwise
 _MEASURES = 4  # numbers that the kernel finds for each problem
+_UNMEASURED = (False, None, None, 0.0)  # from given potentials, without measures
 _ROUND = 200  # iterations between two translations of unbalanced potentials
 
 
@@ -35,7 +37,7 @@ def fits(cost: Cost) -> bool:
 class Whole:
     """What `whole` found; the potentials are on the GPU.
 
-    `outputs` are the attributes of the result from f to converged, if all problems have converged.
+    `outputs` are the attributes of the result from f to converged, if all errors are below `tol`.
     """
 
     f: DeviceArray
@@ -43,7 +45,7 @@ class Whole:
     measures: Measures
     iterations: np.ndarray
     history: np.ndarray
-    outputs: tuple[Array, ...]
+    outputs: tuple[Array, ...] | None
 
 
 def suits(problem: Problem, method: str, tol: np.ndarray) -> bool:
@@ -54,9 +56,11 @@ def suits(problem: Problem, method: str, tol: np.ndarray) -> bool:
     """
     if method not in ("auto", "sinkhorn") or not problem.balanced or len(tol) < 2:
         return False
-    if not fits(problem.cost) or tol.max() > 2 * tol.min():
+    if not fits(problem.cost):
         return False
-    return problem.uniform or bool(problem.a.min() > 0 and problem.b.min() > 0)
+    if problem.uniform:  # so are the tolerances, which are shares of the mass
+        return True
+    return bool(tol.max() <= 2 * tol.min() and problem.a.min() > 0 and problem.b.min() > 0)
 
 
 def whole(
@@ -78,22 +82,23 @@ def whole(
     B, n, m = cost.shape
     recorder = Recorder(tol, MANY if max_iter is None else max_iter, progress)
     f, g = space.empty((B, n), np.float64), space.empty((B, m), np.float64)
-    found = space.empty((2 + _MEASURES, B), np.float64)
+    found, converged = space.empty((2 + _MEASURES, B), np.float64), space.empty(B, np.bool_)
     masses = (None, None) if problem.uniform else (problem.a, problem.b)
     factor = None if omega is None else np.full(B, omega)
     count = min(recorder.left + 1, most or recorder.left + 1)
     options = (problem.reg, 1.0, 1.0, factor, _INSIDE * tol, count)
-    outputs = (f, g, found[0], found[1].as_bits(np.int64), True, found[2:])
-    space.run(device.transport().converge, *cost.args, *masses, *options, *outputs)
+    made, worth = found[1].as_bits(np.int64), found[2:]
+    written = (f, g, found[0], made, True, worth, converged, tol)
+    space.run(device.transport().converge, *cost.args, *masses, *options, *written)
     # The arrays that the caller gets are made while the kernel runs.
-    there = (f, g, *found[2:], found[1].as_bits(np.int64), space.full(B, np.bool_, 1))
-    results = tuple(map(problem.wrap, there))
+    results = tuple(map(problem.wrap, (f, g, *worth, made, converged)))
     here = found.host()
     iterations = here[1].view(np.int64)
     measures = Measures(*here[2:])
-    worst, made = float(measures.marginal_error.max()), int(iterations.max())
-    recorder.add("sinkhorn", problem.reg, made, worst, float(measures.dual_value.sum()), B * n * m)
-    return Whole(f, g, measures, iterations, recorder.history(), results)
+    worst, objective = float(measures.marginal_error.max()), float(measures.dual_value.sum())
+    recorder.add("sinkhorn", problem.reg, int(iterations.max()), worst, objective, B * n * m)
+    outputs = results if worst <= tol else None
+    return Whole(f, g, measures, iterations, recorder.history(), outputs)
 
 
 def solve(
@@ -135,7 +140,7 @@ def solve(
         count = left if balanced else min(left, _ROUND)
         last, iterations = np.empty(B), np.empty(B, np.int64)
         options = (reg, *theta, factor, _INSIDE * tol, count)
-        space.run(kernels.converge, *fixed, *options, f, g, last, iterations, False, None)
+        space.run(kernels.converge, *fixed, *options, f, g, last, iterations, *_UNMEASURED)
         state.f, state.g, state.error = f.host(), g.host(), last
         state.iterations += iterations
         sinkhorn.note(state, reg, int(iterations.max()))

@@ -26,11 +26,17 @@ using quadric::transport::SinkhornOptions;        //
 using quadric::transport::SparseSinkhornOptions;  //
 using quadric::transport::SparseView;             // starts and columns in device memory
 
-// Up to `count` iterations of each problem; where it stops is decided on the device, launches that come later return at
-// once. One read of a stored cost per iteration, one evaluation of a cost of points.
+// The costs of problems of one kind and shape, each as many entries after the one before.
 template <class T>
-QUADRIC_API void sinkhorn(const Execution& exec, std::int64_t problems,
-                          const Cost<T>* cost,  // problems, of the same kind, shape and strides
+struct Costs {
+  Cost<T> first;
+  std::int64_t M_stride = 0, x_stride = 0, y_stride = 0;
+};
+
+// Up to `count` iterations of each problem; where it stops is decided on the device, launches that come later return at
+// once. One read of a stored cost per iteration, two evaluations of a cost of points.
+template <class T>
+QUADRIC_API void sinkhorn(const Execution& exec, std::int64_t problems, const Costs<T>& cost,
                           const double* a,      // problems x n, positive
                           const double* b,      // problems x m, positive
                           const double* omega,  // problems
@@ -47,6 +53,8 @@ struct ConvergeOptions {
   bool anneal = false;         // start from zeros, at larger values of reg where costs spread over many times reg
   // kMeasures x problems, balanced ones; if given, the potentials end with <f, a> = <g, b>.
   double* measures = nullptr;
+  bool* converged = nullptr;  // problems: whether the marginal error among the measures is at most `wanted`
+  double wanted = 0;
 };
 // Of the plan P of the potentials, with sums r of rows and c of columns: <P, C>; what is minimized,
 // <f, r> + <g, c> - reg sum P; what is maximized, <f, a> + <g, b> - reg sum P; the marginal error |r - a| + |c - b|,
@@ -58,8 +66,7 @@ inline constexpr int kMeasures = 4;
 // Runs that make things worse are taken back; what has not converged ends at the least error that was seen. A block of
 // threads works on a problem with its cost in shared memory; `converges` says whether it fits.
 template <class T>
-QUADRIC_API void converge(const Execution& exec, std::int64_t problems,
-                          const Cost<T>* cost,       // problems, of the same kind, shape and strides
+QUADRIC_API void converge(const Execution& exec, std::int64_t problems, const Costs<T>& cost,
                           const double* a,           // problems x n, positive; null: all 1 / n
                           const double* b,           // problems x m, positive; null: all 1 / m
                           const double* omega,       // problems; null: NaN
@@ -119,10 +126,9 @@ QUADRIC_API void apply_plan(const Execution& exec, const Cost<T>& cost, const do
 
 // Row and column sums and <P, C> of a batch of plans.
 template <class T>
-QUADRIC_API void apply_plans(const Execution& exec, std::int64_t problems,
-                             const Cost<T>* cost,  // problems, of the same kind, shape and strides
-                             const double* f,      // problems x n
-                             const double* g,      // problems x m
+QUADRIC_API void apply_plans(const Execution& exec, std::int64_t problems, const Costs<T>& cost,
+                             const double* f,  // problems x n
+                             const double* g,  // problems x m
                              double reg,
                              double* rows,          // problems x n
                              double* columns,       // problems x m

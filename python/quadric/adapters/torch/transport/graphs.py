@@ -68,7 +68,7 @@ def value(
     small = kernels.converges(kind, n, m, x_.shape[2], points.dtype.itemsize)
     if balanced and small:
         errors, made = f.new_empty(B), f.new_empty(B, dtype=torch.int64)
-        outputs = (*map(device.wrap, (f, g, errors, made)), True, None)
+        outputs = (*map(device.wrap, (f, g, errors, made)), True, None, None, 0.0)
         points.space.run(kernels.converge, *fixed, 1.0, 1.0, None, eps, max_iter, *outputs)
     else:
         omega, errors = f.new_ones(B), f.new_empty(B, max_iter)
