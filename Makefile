@@ -60,7 +60,7 @@ docs: $(VENV)/.docs  ## build the documentation into docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
 clean:  ## remove what these words have made, .venv included
-	rm -rf $(VENV) build dist docs/_build docs/_generated docs/api/generated docs/gallery_out demo/out
+	rm -rf $(VENV) build dist docs/_build docs/_generated docs/api/generated docs/gallery_out docs/measured demo/out
 	find python tests bench demo docs -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- the environment, one stamp for each step ---------------------------------------------------

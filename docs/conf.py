@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from sphinx.writers.html5 import HTML5Translator
 import quadric
 from quadric import backends, cli
 
-generated = Path(__file__).parent / "_generated"
+here = Path(__file__).parent
+generated = here / "_generated"
 generated.mkdir(exist_ok=True)
 
 project = "quadric"
@@ -26,6 +28,7 @@ project_copyright = "2026, the quadric authors"
 version = release = quadric.__version__
 
 extensions = [
+    "myst_parser",  # the benchmarks' tables are Markdown
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
@@ -78,6 +81,12 @@ def write_backend_table() -> None:
     (generated / "backends.rst").write_text("\n".join(lines) + "\n")
 
 
+def copy_measured() -> None:
+    """Make the benchmarks' stored tables pages of their own."""
+    shutil.rmtree(here / "measured", ignore_errors=True)
+    shutil.copytree(here.parent / "bench" / "results", here / "measured")
+
+
 def write_help(name: str, *words: str) -> None:
     """Save what the command line says of itself."""
     text = io.StringIO()
@@ -113,5 +122,6 @@ def setup(app: Sphinx) -> None:
 html_math_renderer = "mathml"
 
 write_backend_table()
+copy_measured()
 write_help("quadric.txt")
 write_help("quadric-compress.txt", "compress")
