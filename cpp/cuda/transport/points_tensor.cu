@@ -21,6 +21,7 @@
 //
 // Floor: 2 x 3 products, 12 n m d operations at 900 TFLOP/s (sm_90a; 600 else): 2.1 ms (3.2) for n = m = 50 000, d =
 // 64, 0.09 ms (0.13) for 10 000; the exponentials run beside them (1.4 ms and 55 us) and are the floor for d <= 32.
+// Measured: 3.1 ms and 0.22 ms; the tensor cores are busy in 74 % of the cycles, at a clock of 1.66 GHz.
 #include "require.hpp"
 #include "transport/async.cuh"
 #include "transport/points.cuh"

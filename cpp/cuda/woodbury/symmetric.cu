@@ -6,6 +6,8 @@
 // place that is only the half above the diagonal: the other one goes where J is already, and the next product will read
 // it.
 //
+// Measured: product 6.6 us and update 20.5 us of J in L2, the sums of slots 10; a step of rank one 53 us in a graph.
+//
 // A tile stands for its mirror image as well. Its sums over rows go to slot `column of tiles` of its rows, those over
 // columns to slot `row of tiles` of its columns: so each row has each slot once, and a small kernel adds them in order.
 // That goes for entries times v and for magnitudes, the norms, alike. Tiles on the diagonal are read whole and have no
@@ -191,12 +193,13 @@ template <class T>
 constexpr int kUpdateSide = kAcross * kPack<T>;
 static_assert(kGroups * kRounds == kAcross, "as many rows of little squares as columns");
 
-// 16 bytes; with kLast nobody needs them in L2 any more. Not by an assignment: that may be compiled to four.
+// 16 bytes; with kLast nobody needs them in L2 any more. Not from L1, where they may be those of before the update of
+// the step before, and not by an assignment, which may be compiled to four.
 template <bool kLast, class Pack>
 __device__ __forceinline__ Pack read(const Pack* from) {
   static_assert(sizeof(Pack) == sizeof(int4));
   const auto* const whole = reinterpret_cast<const int4*>(from);
-  const int4 bits = kLast ? __ldcs(whole) : *whole;
+  const int4 bits = kLast ? __ldcs(whole) : __ldcg(whole);
   Pack x;
   memcpy(&x, &bits, sizeof x);
   return x;
