@@ -124,7 +124,7 @@ void by_blocks(std::int64_t d, const Multiply& multiply) {
 // Whether the kernel for the tensor cores takes the rows as they are.
 template <class S>
 bool on_tensor_cores(const Source<S>& A) {
-  return std::is_same_v<S, double> && A.layout == Layout::packed && A.row_stride >= A.cols;
+  return std::is_same_v<S, double> && A.layout == Layout::packed && A.row_stride >= A.cols && triangle_fits();
 }
 
 template <class S, class T>

@@ -249,6 +249,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
+bool triangle_fits() { return shared_limit() >= kSharedBytes; }
+
 Triangle laid_out(const Execution& exec, Scratch& scratch, const MatrixView<const double>& M) {
   const std::int64_t blocks = blocks_of(M.cols);
   double* const strips = scratch.get<double>(steps_before(blocks, skew_of(M.cols)) * (kPairs * kPair));

@@ -13,6 +13,7 @@ struct Triangle {
   const double* strips;
   std::int64_t d;
 };
+bool triangle_fits();  // the device has the shared memory for it
 Triangle laid_out(const Execution& exec, Scratch& scratch, const MatrixView<const double>& M);
 
 // out[i] = ||row i of A M||^2 for `rows` contiguous rows that begin at multiples of 16 bytes, `stride` apart; nothing

@@ -33,7 +33,8 @@ constexpr int kHeld = 8;                      // that a thread holds in register
 constexpr int kBias = 127, kFraction = 23, kRightExponent = 14;  // of float32; rows on the right stay below 2^14
 constexpr float kBelow = 32768, kNotBelow = 64;                  // rows on the left
 constexpr int kNewExponent = 11;                                 // of one that is scaled anew: amid the two
-constexpr int kFarthest = 100;                                   // exponent of the scale of a row
+constexpr int kLeast = -117, kMost = 80;                         // exponent of the scale of a row
+constexpr int kGrowth = 60, kShrinking = 120;                    // of a change of it
 
 struct alignas(16) Four {
   float x[4];
@@ -173,14 +174,18 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-// What a row of the left matrix, whose largest entry is `most` at the scale `before`, is to be multiplied by.
+// What a row of the left matrix, whose largest entry is `most` at the scale `before`, is to be multiplied by. A scale
+// only grows so far that the sums of before, and errors times later rows on the right, which may be much larger, remain
+// finite: what is smaller is below the rounding of these sums.
 __device__ float change_of(float most, float before) {
   if (!(most > 0 && most < kNotBelow) && !(most >= kBelow && isfinite(most))) return 1;
   int exponent = 0, now = 0;  // most < 2^exponent, before = 2^(now - 1)
   frexpf(most, &exponent);
   frexpf(before, &now);
   --now;
-  return ldexpf(1.0f, max(-kFarthest, min(now + kNewExponent - exponent, kFarthest)) - now);
+  int next = max(kLeast, min(now + kNewExponent - exponent, kMost));
+  if (before != 1) next = min(next, now + kGrowth);
+  return ldexpf(1.0f, max(next - now, -kShrinking));
 }
 
 // Rows whose change is not 1, of columns c[j ld + row]. Few rows change as a rule: these alone are shared out.
