@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "copies.cuh"
 #include "sweep/kernels.hpp"
 #include "sweep/launch.cuh"
 #include "sweep/plan.hpp"
@@ -52,12 +53,8 @@ __device__ inline float of_column(float x, int k) {
   return y;
 }
 // Sixteen bytes to shared memory, which are there after `arrive`.
-__device__ inline void fetch(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
-               "l"(from)
-               : "memory");
-}
-__device__ inline void arrive() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+__device__ inline void fetch(void* to, const void* from) { copy_async<16>(to, from); }
+__device__ inline void arrive() { wait_all_copies(); }
 #else
 __device__ inline float of_column(float x, int k) {
   return __shfl_sync(~0U, x, static_cast<int>(threadIdx.x) % kWarpRows + k * kWarpRows);

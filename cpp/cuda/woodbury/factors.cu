@@ -58,11 +58,6 @@ bool whole(const Factor<T>& f, bool rows_of_out) {
          (!rows_of_out || aligned16(f.out));
 }
 
-unsigned grid_of(std::int64_t blocks) {
-  QUADRIC_REQUIRE(blocks <= 0x7fffffff, "J has too many rows for one launch");
-  return static_cast<unsigned>(blocks);
-}
-
 __device__ __forceinline__ double warp_sum(double x) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);

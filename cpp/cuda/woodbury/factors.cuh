@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "require.hpp"
+
 namespace quadric::cuda::factors {
 
 constexpr int kFactors = 32;  // of a launch, whose table is an argument of the kernel: 2.3 KB of 4
@@ -16,6 +18,11 @@ template <class T>
 constexpr int kPack = 16 / static_cast<int>(sizeof(T));
 template <class T>
 using Pack16 = Several<T, kPack<T>>;
+
+inline unsigned grid_of(std::int64_t blocks) {
+  QUADRIC_REQUIRE(blocks <= 0x7fffffff, "J has too many rows for one launch");
+  return static_cast<unsigned>(blocks);
+}
 
 inline bool aligned16(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 

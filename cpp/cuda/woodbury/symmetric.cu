@@ -24,7 +24,6 @@
 #include <iterator>
 
 #include "early.cuh"
-#include "require.hpp"
 #include "woodbury/factors.cuh"
 
 namespace quadric::cuda::factors {
@@ -311,11 +310,6 @@ __global__ void __launch_bounds__(kUpdateThreads, 8)
 }
 
 // ---- launches -------------------------------------------------------------------------------------------------------
-
-unsigned grid_of(std::int64_t blocks) {
-  QUADRIC_REQUIRE(blocks <= 0x7fffffff, "J has too many rows for one launch");
-  return static_cast<unsigned>(blocks);
-}
 
 // launch(table, tiles, strips) for every kFactors factors; tiles are `side` wide.
 template <class T, class Launch>

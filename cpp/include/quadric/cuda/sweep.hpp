@@ -115,7 +115,7 @@ QUADRIC_API void grid(const Execution& exec,
 // The sweep. Cost: m n^2 flops in matrix products of 128 columns or more. A factor of another layout than that of
 // `upper_factor` is copied (n^2 numbers); besides that temporary memory holds m x n sums. The large products of float32
 // run on the tensor cores, by parts of float16 with an error up to twice that of float32; the parts of 256 columns take
-// 1.5 KB for each row of W and 3 KB for each column; they are 512 where there are more than 8192.
+// 1.5 KB for each row of W and 3 KB for each column; from 4096 columns on they are of 512.
 template <class T>
 QUADRIC_API void sweep(const Execution& exec,
                        MatrixView<const T> W,    // m x n, any strides
